@@ -1,0 +1,5 @@
+"""isobit: the same answers, in fewer bits."""
+
+from isobit.core import errors
+
+__all__ = ["errors"]

@@ -1,0 +1,16 @@
+"""Artefacts: a file that was written, and what identifies it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An exported file. `metadata` is also stored inside it, under the keys isobit.*."""
+
+    path: Path
+    format: str
+    target: str
+    sha256: str
+    integers_sha256: str
+    metadata: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""Quantization parameters: from a range to a scale and a zero point, and from a tensor to its integers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobit.core.errors import CalibrationError, SettingError
+from isobit.core.fake_quantize import fake_quantize, nearest_level
+from isobit.core.granularity import expand
+from isobit.core.grid import PowersOfTwo
+from isobit.core.rounding import round_to_integer
+from isobit.core.scheme import PowerOfTwo, Scheme
+
+SMALLEST_SCALE = 2.0**-100
+"""Scales below this would underflow when two of them are multiplied in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """What a quantizer declares: its scale (float32), zero point (int32) and scheme.
+
+    The shapes of `scale` and `zero_point` are those of `core.granularity.scale_shape`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    scheme: Scheme
+
+    def __post_init__(self) -> None:
+        if self.scheme.adapt_sign:
+            raise SettingError("a scheme with adapt_sign has to be resolved before it gets parameters")
+        if not bool(torch.isfinite(self.scale).all()) or not bool((self.scale > 0).all()):
+            raise CalibrationError(f"a scale has to be positive and finite, got {self.scale.flatten()[:8].tolist()}")
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize `x`."""
+        return fake_quantize(x, self.scale, self.zero_point, self.scheme)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max)."""
+        scale = expand(self.scale.to(x.dtype), x.dim(), self.scheme.granularity)
+        if isinstance(self.scheme.grid, PowersOfTwo):
+            table = torch.tensor(self.scheme.levels, dtype=x.dtype, device=x.device)
+            return nearest_level(x / scale, table).to(torch.int32)
+        zero_point = expand(self.zero_point, x.dim(), self.scheme.granularity)
+        q = round_to_integer(x / scale, self.scheme.rounding) + zero_point
+        return q.clamp(self.scheme.quant_min, self.scheme.quant_max).to(torch.int32)
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        """(q - zero_point) · scale, float32."""
+        scale = expand(self.scale, q.dim(), self.scheme.granularity)
+        return (q - expand(self.zero_point, q.dim(), self.scheme.granularity)).to(scale.dtype) * scale
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest value that does not clip, of the shape of the scale."""
+        z = self.zero_point.to(self.scale.dtype)
+        return (self.scheme.quant_min - z) * self.scale, (self.scheme.quant_max - z) * self.scale
+
+
+def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
+    """The parameters whose range covers [low, high] widened to hold 0. Shapes: low, high as the scale.
+
+    Symmetric: s = max(|low|, |high|) / quant_max, z = 0; asymmetric: s = (high - low) / (quant_max - quant_min),
+    z = round(quant_min - low / s), clipped to the levels. A power-of-two scale is 2^round(log2 s). A range of
+    nothing but 0 gets the scale 1.
+
+    >>> p = qparams_of_range(torch.tensor(-1.0), torch.tensor(2.0), Scheme(signed=False, symmetric=False))
+    >>> round(p.scale.item() * 255, 5), p.zero_point.item()
+    (3.0, 85)
+    """
+    if not (bool(torch.isfinite(low).all()) and bool(torch.isfinite(high).all())):
+        raise CalibrationError("a range has to be finite")
+    if bool((low > high).any()):
+        raise CalibrationError("a range has to have low <= high")
+    low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
+    scheme = scheme.resolve_sign(all_non_negative=bool((low >= 0).all()))
+    lowest, highest = scheme.quant_min, scheme.quant_max
+    if scheme.symmetric:
+        scale = torch.maximum(high, -low) / max(highest, 1) if scheme.signed else high / highest
+    else:
+        scale = (high - low) / (highest - lowest)
+    scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), 1.0)
+    if isinstance(scheme.scale, PowerOfTwo):
+        scale = torch.exp2(scale.log2().round())
+    scale = scale.float()
+    if scheme.symmetric:
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    else:
+        zero_point = (lowest - low / scale.double()).round().clamp(lowest, highest).to(torch.int32)
+    return QParams(scale, zero_point, scheme)

@@ -1,0 +1,233 @@
+"""Plain records: what a run found, in a form that JSON holds and the report draws. No tensors, no modules."""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from isobit.core.errors import ArtifactError
+
+Verdict = Literal["exact", "bounded", "broken"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts over equal bins: `counts[i]` values lie in [low + i·w, low + (i+1)·w), w = (high - low) / len(counts)."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """One quantized tensor: its format, range and values. Per-channel ranges are given as their extremes."""
+
+    name: str
+    role: Literal["weight", "activation"]
+    scheme: str
+    bits: int
+    quant_min: int
+    quant_max: int
+    clip_low: float
+    clip_high: float
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    histogram: Histogram | None = None
+    clipped: float = 0.0
+    """The share of values outside the range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """One quantized layer: what it costs and how much quantization disturbs it.
+
+    `sqnr_db` and `cosine` compare its output with the float network's when everything is quantized (the
+    accumulated error); `isolated_db` is the SQNR of the network's output when this layer alone is quantized;
+    `sensitivity` is the share of all isolated noise power that this layer causes.
+    """
+
+    name: str
+    op: str
+    parameters: int = 0
+    macs: int = 0
+    weight_bits: int = 32
+    activation_bits: int = 32
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    isolated_db: float | None = None
+    isolated_cosine: float | None = None
+    sensitivity: float | None = None
+    tensors: tuple[TensorRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatOp:
+    """An op that stays in float, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """The first op at which two executions differ, and the rule that explains it where one is known."""
+
+    op: str
+    name: str
+    differ: int
+    total: int
+    largest: float
+    rule: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two executions of the same file on the same inputs. `largest` is in steps of the output's scale.
+
+    `unit` is "steps" where the output is an integer times a scale, else "absolute".
+    """
+
+    left: str
+    right: str
+    equal: int
+    total: int
+    largest: float
+    unit: Literal["steps", "absolute"] = "steps"
+    first: Mismatch | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Images right, of how many, by execution: `float`, `simulation`, `reference`, or an engine's name."""
+
+    execution: str
+    right: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """How often an engine ran a kernel, and in which precision."""
+
+    name: str
+    precision: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Interleaved timings in one process: medians in milliseconds, and the ratio of the medians."""
+
+    engine: str
+    batch: int
+    float_ms: float
+    quantized_ms: float
+    speedup: float
+    runs: int
+    threads: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverflowRisk:
+    """A layer whose integers can leave their registers: an accumulator of 32 bits, or a pair sum of 16."""
+
+    layer: str
+    kind: Literal["accumulator", "pair"]
+    channels: tuple[int, ...]
+    worst: int
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What `verify` proves about one file on one engine, and how. `verdict` belongs to reference = engine."""
+
+    file: str
+    sha256: str
+    target: str
+    engine: str
+    engine_version: str
+    instruction_set: str
+    samples: int
+    verdict: Verdict
+    cause: str = ""
+    comparisons: tuple[Comparison, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    float_islands: tuple[str, ...] = ()
+    risks: tuple[OverflowRisk, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    integers_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that one run found; `isobit.report` turns it into a page."""
+
+    title: str
+    network: str
+    target: str
+    target_source: str
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    layers: tuple[LayerRecord, ...]
+    float_ops: tuple[FloatOp, ...] = ()
+    warnings: tuple[str, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    float_bytes: int = 0
+    quantized_bytes: int = 0
+    macs: int = 0
+    bitops: int = 0
+    seconds: float = 0.0
+
+
+T = TypeVar("T")
+
+
+def to_json(record: Any) -> Any:
+    """A record as dicts, lists and plain values."""
+    return _plain(asdict(record) if is_dataclass(record) and not isinstance(record, type) else record)
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """The inverse of `to_json`; raises ArtifactError that names the unknown or missing key.
+
+    >>> from_json(Accuracy, {"execution": "float", "right": 9, "total": 10}).right
+    9
+    """
+    if not isinstance(value, dict):
+        raise ArtifactError(f"expected a {kind.__name__} record, got {type(value).__name__}")
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(value) - known:
+        raise ArtifactError(f"a {kind.__name__} record has no key {sorted(unknown)[0]!r}")
+    try:
+        return kind(**{key: _typed(hints[key], item) for key, item in value.items()})
+    except TypeError as error:
+        raise ArtifactError(f"an incomplete {kind.__name__} record: {error}") from error
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        return tuple(_typed(inner, item) for item in value)
+    if get_origin(hint) is UnionType:
+        inner = next((a for a in get_args(hint) if is_dataclass(a)), None)
+        return _typed(inner, value) if inner is not None and value is not None else value
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_json(hint, value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

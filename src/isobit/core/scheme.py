@@ -1,0 +1,85 @@
+"""Scheme: everything that fixes a number format, as one value."""
+
+from dataclasses import dataclass, replace
+
+from isobit.core.errors import SettingError
+from isobit.core.granularity import Granularity, PerTensor
+from isobit.core.grid import Grid, PowersOfTwo, Uniform, levels
+from isobit.core.rounding import HalfEven, Rounding
+
+
+@dataclass(frozen=True, slots=True)
+class FloatScale:
+    """The scale is any positive float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOfTwo:
+    """The scale is 2^k, so that an engine rescales by a shift; k is log2 of the wanted scale, rounded to nearest."""
+
+
+ScaleForm = FloatScale | PowerOfTwo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """A number format: q = clip(round(x / scale) + zero_point, quant_min, quant_max).
+
+    `symmetric` fixes the zero point at 0. `narrow` drops the lowest level of a signed format (-127..127 in
+    8 bits). `adapt_sign` makes a signed format unsigned where calibration saw no negative value.
+
+    >>> Scheme(bits=4).quant_min, Scheme(bits=4).quant_max
+    (-8, 7)
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    granularity: Granularity = PerTensor()
+    scale: ScaleForm = FloatScale()
+    narrow: bool = False
+    rounding: Rounding = HalfEven()
+    grid: Grid = Uniform()
+    adapt_sign: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 16:
+            raise SettingError(f"bits has to be a whole number from 1 to 16, got {self.bits!r}")
+        if self.narrow and (not self.signed or self.bits < 2):
+            raise SettingError("narrow drops the lowest level of a signed format of at least 2 bits")
+        if isinstance(self.grid, PowersOfTwo) and not (self.symmetric and self.bits <= 6):
+            raise SettingError("the powers-of-two grid is symmetric and has at most 6 bits: 7 would need 2^62")
+
+    @property
+    def quant_min(self) -> int:
+        """The lowest level, an integer."""
+        return self.levels[0]
+
+    @property
+    def quant_max(self) -> int:
+        """The highest level, an integer."""
+        return self.levels[-1]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """All levels in ascending order."""
+        return levels(self.grid, self.bits, signed=self.signed, narrow=self.narrow)
+
+    def resolve_sign(self, *, all_non_negative: bool) -> "Scheme":
+        """The scheme with `adapt_sign` settled: unsigned where no negative value was seen."""
+        if not self.adapt_sign:
+            return self
+        return replace(self, adapt_sign=False, signed=not all_non_negative, narrow=self.narrow and not all_non_negative)
+
+    def __str__(self) -> str:
+        words = [f"{'s' if self.signed else 'u'}{self.bits}", "symmetric" if self.symmetric else "asymmetric"]
+        words.append(
+            {"PerTensor": "per-tensor", "PerChannel": "per-channel", "PerGroup": "per-group"}[
+                type(self.granularity).__name__
+            ]
+        )
+        if isinstance(self.scale, PowerOfTwo):
+            words.append("2^n scale")
+        if isinstance(self.grid, PowersOfTwo):
+            words.append("logarithmic")
+        return " ".join(words)
