@@ -58,6 +58,13 @@ class QParams:
         return (self.scheme.quant_min - z) * self.scale, (self.scheme.quant_max - z) * self.scale
 
 
+@dataclass(frozen=True, slots=True)
+class DynamicRange:
+    """What a dynamic quantizer declares: its scheme; scale and zero point are computed from each input."""
+
+    scheme: Scheme
+
+
 def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     """The parameters whose range covers [low, high] widened to hold 0. Shapes: low, high as the scale.
 
@@ -73,8 +80,14 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
         raise CalibrationError("a range has to be finite")
     if bool((low > high).any()):
         raise CalibrationError("a range has to have low <= high")
-    low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     scheme = scheme.resolve_sign(all_non_negative=bool((low >= 0).all()))
+    scale, zero_point = scale_and_zero_point(low, high, scheme)
+    return QParams(scale, zero_point, scheme)
+
+
+def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """The formulas of `qparams_of_range` on tensors alone, unchecked, so that they trace under `torch.export`."""
+    low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     lowest, highest = scheme.quant_min, scheme.quant_max
     if scheme.symmetric:
         scale = torch.maximum(high, -low) / max(highest, 1) if scheme.signed else high / highest
@@ -85,7 +98,6 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
         scale = torch.exp2(scale.log2().round())
     scale = scale.float()
     if scheme.symmetric:
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
-    else:
-        zero_point = (lowest - low / scale.double()).round().clamp(lowest, highest).to(torch.int32)
-    return QParams(scale, zero_point, scheme)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    zero_point = (lowest - low / scale.double()).round().clamp(lowest, highest)
+    return scale, zero_point.to(torch.int32)
