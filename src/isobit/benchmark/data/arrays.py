@@ -1,6 +1,5 @@
-"""Arrays from `.npz` files without unpickling, and images from the JPEG bytes in them."""
+"""Arrays from `.npz` files, without unpickling."""
 
-import io
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -10,13 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.core.errors import CalibrationError, MissingExtraError, UnknownNameError
+from isobit.core.errors import CalibrationError, UnknownNameError
 
 Array = NDArray[Any]
 
 
 def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, Array]:
-    """Read the named members of a `.npz` file. Raises CalibrationError, or UnknownNameError with the nearest key."""
+    """Read the named members of a `.npz` file; those stored without compression are mapped, not read.
+
+    Raises CalibrationError for a file that is missing, damaged or holds pickles, UnknownNameError with the nearest
+    key for a member that is not there.
+    """
     path = Path(path)
     keys = array_names(path)
     arrays = {}
@@ -24,15 +27,12 @@ def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, Array]:
         if name not in keys:
             raise UnknownNameError(f"array in {path}", name, keys)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays[name] = file[name]
-        except ValueError as error:
+            arrays[name] = _member(path, f"{name}.npy")
+        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CalibrationError(
-                f"array {name!r} of {path} cannot be read without unpickling, or is damaged ({error}). "
-                "Save plain numeric arrays: numpy.savez(path, x=x, y=y)"
+                f"array {name!r} of {path} cannot be read: {error}. "
+                "Save plain numeric arrays, numpy.savez(path, x=x, y=y): pickled objects are never loaded"
             ) from error
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise CalibrationError(f"array {name!r} of {path} is damaged: {error}") from error
     return arrays
 
 
@@ -51,15 +51,26 @@ def array_names(path: str | Path) -> list[str]:
         ) from error
 
 
-def pillow_image() -> Any:
-    """The module `PIL.Image`. Raises MissingExtraError."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("Pillow", "images") from error
-    return Image
+def _member(path: Path, name: str) -> Array:
+    with zipfile.ZipFile(path) as file:
+        stored = file.getinfo(name).compress_type == zipfile.ZIP_STORED
+        with file.open(name) as member:
+            version = np.lib.format.read_magic(member)
+            head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = head(member)
+            if stored and not dtype.hasobject and 0 not in shape and shape:
+                # A stored member's bytes lie in the file as they are: how far `member` has come from its start is
+                # how far the array lies behind the member's own start, which follows the local header.
+                start = _data_start(path, file.getinfo(name).header_offset) + member.tell()
+                return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
+    with np.load(path, allow_pickle=False) as arrays:
+        found: Array = arrays[name.removesuffix(".npy")]
+        return found
 
 
-def decode_rgb(content: bytes) -> Any:
-    """A `PIL.Image` in RGB from the bytes of an image file."""
-    return pillow_image().open(io.BytesIO(content)).convert("RGB")
+def _data_start(path: Path, header_offset: int) -> int:
+    """Where a member's bytes start: a zip local header is 30 bytes, then the name, then the extra field."""
+    with path.open("rb") as file:
+        file.seek(header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return header_offset + 30 + name + extra

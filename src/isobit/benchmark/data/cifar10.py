@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.benchmark.data.arrays import Array, decode_rgb, pillow_image, read_arrays
+from isobit.benchmark.data.arrays import Array, read_arrays
 from isobit.benchmark.data.dataset import Dataset
+from isobit.benchmark.data.images import decode_rgb, pillow_image
 from isobit.benchmark.data.location import data_file
 from isobit.benchmark.data.normalization import Normalization, normalization
 from isobit.core.errors import CalibrationError
@@ -20,7 +21,7 @@ Split = Literal["train", "test"]
 _RECORD = 1 + 3 * 32 * 32
 
 
-def cifar10(split: Split = "test", *, normalize: Normalization | str = "torch", batch_size: int = 100) -> Dataset:
+def read_cifar10(split: Split = "test", *, normalize: Normalization | str = "torch", batch_size: int = 100) -> Dataset:
     """The original pixels of the first 4,000 training and first 1,000 test images, from the data folder.
 
     Batches are (n, 3, 32, 32) float32 and (n,) int64. Raises CalibrationError where the file is missing.
@@ -35,7 +36,9 @@ def cifar10(split: Split = "test", *, normalize: Normalization | str = "torch", 
     return Dataset(read, samples=len(x), batch_size=batch_size, name=f"CIFAR-10 lossless {split}")
 
 
-def cifar10_jpeg(split: Split = "test", *, normalize: Normalization | str = "torch", batch_size: int = 100) -> Dataset:
+def read_cifar10_jpeg(
+    split: Split = "test", *, normalize: Normalization | str = "torch", batch_size: int = 100
+) -> Dataset:
     """All 50,000 or 10,000 images, JPEG-compressed: a domain shift of ten points for networks trained elsewhere.
 
     Use it for networks that are trained on it, too. The compressed bytes are in memory (46 MB for training), the
@@ -51,7 +54,8 @@ def cifar10_jpeg(split: Split = "test", *, normalize: Normalization | str = "tor
     def pixels(index: int) -> Array:
         number = int(np.searchsorted(first, index, side="right")) - 1
         part, i = parts[number], index - first[number]
-        return np.asarray(decode_rgb(part["jpeg"][part["offset"][i] : part["offset"][i + 1]].tobytes()))
+        content = part["jpeg"][part["offset"][i] : part["offset"][i + 1]].tobytes()
+        return np.asarray(decode_rgb(content, name=f"image {index} of CIFAR-10 JPEG {split}"))
 
     def read(of: Sequence[int]) -> tuple[Tensor, Tensor]:
         return how.apply(np.stack([pixels(i) for i in of])), _labels(y, of)
@@ -59,7 +63,7 @@ def cifar10_jpeg(split: Split = "test", *, normalize: Normalization | str = "tor
     return Dataset(read, samples=len(y), batch_size=batch_size, name=f"CIFAR-10 JPEG {split}")
 
 
-def cifar10_binary(
+def read_cifar10_binary(
     folder: str | Path, split: Split = "test", *, normalize: Normalization | str = "torch", batch_size: int = 100
 ) -> Dataset:
     """The user's own CIFAR-10 in its binary version: `data_batch_1.bin` to `_5.bin`, `test_batch.bin`.

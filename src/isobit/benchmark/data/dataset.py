@@ -8,8 +8,8 @@ from torch import Tensor
 
 from isobit.core.errors import CalibrationError, SettingError
 
-Read = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-"""Reads the samples of the given numbers: (x float32, labels int64)."""
+Read = Callable[[Sequence[int]], tuple[Tensor, ...]]
+"""Reads the samples of the given numbers: (x float32, labels int64), or (x,) where there are no labels."""
 
 
 @final
@@ -48,7 +48,7 @@ class Dataset:
     def __len__(self) -> int:
         return ceil(self.samples / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for start in range(0, self.samples, self.batch_size):
             yield self._read(self.indices[start : start + self.batch_size])
 
