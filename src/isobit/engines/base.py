@@ -1,0 +1,162 @@
+"""What an engine is: it loads a file, runs it, and says which kernels ran. Nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from isobit.core.errors import EngineError
+from isobit.core.records import Kernel
+
+COMPUTES = frozenset(
+    {
+        "Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Div", "Gemm", "GlobalAveragePool",
+        "GlobalMaxPool", "HardSigmoid", "HardSwish", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "PRelu",
+        "ReduceMean", "Relu", "Resize", "Sigmoid", "Softmax", "Sub",
+    }
+)  # fmt: skip
+"""ONNX ops that compute and have integer kernels somewhere: one of them in float is a float island."""
+
+
+class Session(Protocol):
+    """A loaded file."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the tensors that `run` returns: the file's outputs, then the exposed ones."""
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run on `inputs`, in the order of the file's inputs. Raises EngineError for a wrong count, shape or dtype."""
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Which kernels run, in which precision, how often."""
+
+    def float_islands(self) -> tuple[str, ...]:
+        """The names of the ops that compute (Conv, MatMul, Add, pooling, …) and run in float, in the order they run.
+
+        Ops that the file itself keeps in float are among them: the caller compares.
+        """
+
+
+class Engine(Protocol):
+    """Frozen settings of an engine. A new engine is one file and one line in `ENGINES`."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `ENGINES`."""
+
+    def missing(self) -> str:
+        """Empty when the engine can be used here; else why not, and the command that installs it."""
+
+    def version(self) -> str:
+        """The version of the installed package. Raises MissingExtraError."""
+
+    def instruction_set(self) -> str:
+        """The instructions that decide its integer arithmetic here, such as `AVX512-VNNI, AMX`."""
+
+    def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> Session:
+        """Load the ONNX file `path`. `expose` names inner tensors to return after the outputs.
+
+        Raises MissingExtraError, or EngineError for a truncated, foreign or refused file.
+        """
+
+
+def read_model(path: Path | str) -> onnx.ModelProto:
+    """Read and check an ONNX file before an engine sees it. Raises EngineError that says what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f"{path}: there is no such file")
+    if not path.stat().st_size:
+        raise EngineError(f"{path} is empty: it was truncated while it was written. Export it again")
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise EngineError(f"{path} is truncated, or not an ONNX file ({error}). Export it again") from error
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise EngineError(f"{path} cannot be read: {error}") from error
+    for node in model.graph.node:  # the engines' reports refer to ops by name
+        node.name = node.name or node.output[0]
+    if not model.graph.node or not model.graph.output:
+        raise EngineError(f"{path} holds no graph: it is truncated, or not an ONNX file. Export it again")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise EngineError(f"{path} is truncated, or not a valid ONNX file: {_first_line(error)}") from error
+    return model
+
+
+def expose_tensors(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` that returns the tensors `names` too. Raises EngineError for a name that it does not hold."""
+    if not names:
+        return model
+    known = {name for node in model.graph.node for name in node.output}
+    if unknown := [name for name in names if name not in known]:
+        raise EngineError(f"there is no tensor {unknown[0]!r} to expose in the file")
+    types = _tensor_types(model, names)
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    exposed.graph.output.extend(types[name] for name in names if name not in present)
+    return exposed
+
+
+def check_inputs(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> None:
+    """Compare `inputs` with the file's inputs: count, dtype, rank and every fixed size. Raises EngineError."""
+    wanted = graph_inputs(model)
+    if len(inputs) != len(wanted):
+        names = ", ".join(value.name for value in wanted)
+        raise EngineError(f"the file takes {len(wanted)} inputs ({names}), got {len(inputs)}")
+    symbols: dict[str, int] = {}
+    for value, array in zip(wanted, inputs, strict=True):
+        kind = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if array.dtype != dtype:
+            raise EngineError(f"input {value.name!r} has to be {dtype}, got {array.dtype}")
+        sizes = [d.dim_value or (d.dim_param or "?") for d in kind.shape.dim]
+        fits = len(sizes) == array.ndim
+        for size, have in zip(sizes, array.shape, strict=False):
+            expected = symbols.setdefault(size, have) if isinstance(size, str) and size != "?" else size
+            fits = fits and (expected in ("?", have))
+        if not fits:
+            shown = " × ".join(str(size) for size in sizes)
+            raise EngineError(f"input {value.name!r} has to have the shape {shown}, got {array.shape}")
+
+
+def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller gives, without initializers that old files list among them."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The outputs of all QuantizeLinear nodes, in the order of the file: what to expose to compare integers."""
+    return tuple(node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
+
+
+def refused(engine: str, path: Path | str, error: Exception) -> EngineError:
+    """The error for a valid file that `engine` does not take."""
+    return EngineError(f"{engine} refuses {path}: {_first_line(error)}")
+
+
+def failed(engine: str, path: Path | str, error: Exception) -> EngineError:
+    """The error for a run that failed inside `engine`."""
+    return EngineError(f"{engine} failed while it ran {path}: {_first_line(error)}")
+
+
+def _tensor_types(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+    zero_points = {t.name: t.data_type for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0] not in types:
+            kind = zero_points.get(node.input[2], onnx.TensorProto.UINT8) if len(node.input) > 2 else 2
+            types[node.output[0]] = onnx.helper.make_tensor_value_info(node.output[0], kind, None)
+    return {n: types.get(n, onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)) for n in names}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,55 @@
+"""Latency: two files on the same engine, timed in turns in one process."""
+
+from collections.abc import Sequence
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from isobit.core.errors import SettingError
+from isobit.core.records import Latency
+from isobit.engines.base import Session
+
+
+def interleaved(
+    sessions: Sequence[Session], inputs: Sequence[np.ndarray], *, runs: int = 20, warmup: int = 3
+) -> list[list[float]]:
+    """The milliseconds of every run of every session, taken in turns: what slows the machine down hits all alike."""
+    if runs < 1:
+        raise SettingError(f"latency needs at least 1 run, got {runs}")
+    for session in sessions:
+        for _ in range(warmup):
+            session.run(inputs)
+    times: list[list[float]] = [[] for _ in sessions]
+    for _ in range(runs):
+        for session, list_of_times in zip(sessions, times, strict=True):
+            start = perf_counter()
+            session.run(inputs)
+            list_of_times.append((perf_counter() - start) * 1e3)
+    return times
+
+
+def latency(
+    float_session: Session,
+    quantized_session: Session,
+    inputs: Sequence[np.ndarray],
+    *,
+    engine: str,
+    threads: int = 1,
+    runs: int = 20,
+    warmup: int = 3,
+    note: str = "",
+) -> Latency:
+    """Medians of interleaved runs, and their ratio float / quantized. The sessions were loaded with `threads`."""
+    float_times, quantized_times = interleaved([float_session, quantized_session], inputs, runs=runs, warmup=warmup)
+    float_ms, quantized_ms = median(float_times), median(quantized_times)
+    return Latency(
+        engine=engine,
+        batch=int(inputs[0].shape[0]),
+        float_ms=float_ms,
+        quantized_ms=quantized_ms,
+        speedup=float_ms / quantized_ms,
+        runs=runs,
+        threads=threads,
+        note=note,
+    )

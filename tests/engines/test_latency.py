@@ -1,0 +1,47 @@
+from collections.abc import Sequence
+from time import sleep
+
+import numpy as np
+import pytest
+
+from isobit.core.errors import SettingError
+from isobit.core.records import Kernel
+from isobit.engines.latency import interleaved, latency
+
+
+class Sleeper:
+    """A session that takes a known time and writes down when it ran."""
+
+    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
+        self.name, self.seconds, self.log = name, seconds, log
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("y",)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self.log.append(self.name)
+        sleep(self.seconds)
+        return [np.asarray(x) for x in inputs]
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        return ()
+
+    def float_islands(self) -> tuple[str, ...]:
+        return ()
+
+
+def test_runs_take_turns_and_the_ratio_is_that_of_the_medians() -> None:
+    log: list[str] = []
+    slow, fast = Sleeper("slow", 0.02, log), Sleeper("fast", 0.005, log)
+    found = latency(slow, fast, [np.zeros((4, 3))], engine="sleep", runs=5, warmup=1, note="test")
+    assert log == ["slow", "fast"] + ["slow", "fast"] * 5
+    assert (found.engine, found.batch, found.runs, found.threads, found.note) == ("sleep", 4, 5, 1, "test")
+    assert 2 < found.speedup < 5
+    assert found.speedup == pytest.approx(found.float_ms / found.quantized_ms)
+    assert 20 <= found.float_ms < 60
+
+
+def test_no_run_is_an_error() -> None:
+    with pytest.raises(SettingError, match="at least 1 run"):
+        interleaved([], [], runs=0)
