@@ -185,6 +185,8 @@ class RunRecord:
     macs: int = 0
     bitops: int = 0
     seconds: float = 0.0
+    command: str = ""
+    """The command line of the run, empty where Python started it."""
 
 
 T = TypeVar("T")
