@@ -1,0 +1,8 @@
+"""Exporters: deployed networks as files. A new one costs a file and a line in this table."""
+
+from isobit.export.onnx_qdq import OnnxQdq, export_float
+from isobit.export.protocol import Exporter
+
+EXPORTERS: dict[str, type[Exporter]] = {"onnx": OnnxQdq}
+
+__all__ = ["EXPORTERS", "Exporter", "OnnxQdq", "export_float"]

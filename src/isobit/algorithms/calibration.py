@@ -1,0 +1,117 @@
+"""Calibration: show data to the observers of a prepared network, then let every quantizer take what they found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from isobit.core.batches import Batch, Data, batches
+from isobit.core.errors import CalibrationError
+from isobit.core.progress import Progress, silent
+from isobit.graph.convert import round_biases
+from isobit.graph.insert import slots
+from isobit.graph.slots import Slot, weight_slot
+from isobit.observers import ObserverSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """Which observers find the ranges. `by_name` overrides them for single quantizers, by the slot's name."""
+
+    weight: ObserverSettings
+    activation: ObserverSettings
+    by_name: Mapping[str, ObserverSettings]
+
+    def settings_of(self, slot: Slot, *, is_weight: bool) -> ObserverSettings:
+        """The observer of one slot."""
+        return self.by_name.get(slot.point, self.weight if is_weight else self.activation)
+
+
+@torch.inference_mode()
+def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, progress: Progress = silent) -> int:
+    """Calibrate all quantizers in place and return the number of samples seen.
+
+    Weights are observed once, activations over all of `data` with the network still in float. Raises
+    CalibrationError for data that is empty, of a wrong shape, not finite or constant, and names the layer where
+    an observer saw nothing.
+    """
+    model.eval()
+    weights = _observe_weights(model, observation)
+    activations = [s for s in slots(model) if s not in weights]
+    for slot in activations:
+        slot.observer = observation.settings_of(slot, is_weight=False).build(slot.quantizer.scheme)  # type: ignore[arg-type]
+        slot.mode = "observe"
+    samples = _run(model, data, progress)
+    for slot in [*weights, *activations]:
+        slot.calibrate()
+    _clone_out_of_inference_mode(model)
+    return samples
+
+
+def finish(model: fx.GraphModule) -> None:
+    """What every calibrated model needs before it is used: biases on the grid of the accumulator."""
+    round_biases(model)
+
+
+def _observe_weights(model: fx.GraphModule, observation: Observation) -> list[Slot]:
+    found: list[Slot] = []
+    for layer in model.modules():
+        slot = weight_slot(layer)
+        if slot is None or slot in found:
+            continue
+        slot.observer = observation.settings_of(slot, is_weight=True).build(slot.quantizer.scheme)  # type: ignore[arg-type]
+        slot.mode = "observe"
+        assert isinstance(layer.weight, Tensor)
+        slot(layer.weight)
+        slot.mode = "float"
+        found.append(slot)
+    return found
+
+
+def _run(model: nn.Module, data: Data, progress: Progress) -> int:
+    total = len(data) if isinstance(data, (list, tuple)) else None
+    done = samples = 0
+    first: Batch | None = None
+    varies = False
+    for batch in batches(data):
+        first = first or batch
+        varies = varies or _varies(batch, first)
+        try:
+            model(*batch.inputs)
+        except (RuntimeError, TypeError) as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
+            raise CalibrationError(
+                f"the network does not take calibration batch {done} of shape {shapes}: {_first_line(error)}"
+            ) from error
+        done += 1
+        samples += batch.size
+        progress("calibrating", done, total)
+    if not varies and first is not None:
+        raise CalibrationError("the calibration data is constant: every value is the same. Give real samples")
+    return samples
+
+
+def _varies(batch: Batch, first: Batch) -> bool:
+    """Whether any float input of the batch holds a value other than the first one seen."""
+    pairs = zip(batch.inputs, first.inputs, strict=True)
+    floats = [(x, y) for x, y in pairs if x.is_floating_point()]
+    return not floats or any(bool((x != y.flatten()[0]).any()) for x, y in floats)
+
+
+def _clone_out_of_inference_mode(model: nn.Module) -> None:
+    """Tensors made in inference mode cannot be trained on; QAT starts from calibrated quantizers."""
+    with torch.inference_mode(False):
+        for slot in slots(model):
+            for module in slot.modules():
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.is_inference():
+                        module._buffers[name] = buffer.clone()
+                for parameter in module.parameters(recurse=False):
+                    if parameter.data.is_inference():
+                        parameter.data = parameter.data.clone()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

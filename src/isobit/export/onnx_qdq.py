@@ -1,0 +1,170 @@
+"""ONNX with QuantizeLinear and DequantizeLinear: integer weights and biases, the form that CPU engines fuse."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset21 as op
+from torch import Tensor, fx
+
+from isobit.core.artifact import Artifact
+from isobit.core.errors import IsobitError, UnsupportedError
+from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.export.tidy import tidy
+from isobit.graph.convert import convert, hash_integers
+from isobit.graph.insert import preparation
+
+OPSET = 21
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxQdq:
+    """Settings of the ONNX exporter. `metadata` is stored in the file beside isobit's own."""
+
+    format: str = "onnx"
+
+    def export(
+        self,
+        model: fx.GraphModule,
+        path: str | Path,
+        *,
+        example: tuple[Tensor, ...],
+        metadata: dict[str, str] | None = None,
+    ) -> Artifact:
+        """Write a prepared model as ONNX, opset 21, with a dynamic batch.
+
+        Raises UnsupportedError for a grid that has no ONNX form, OutputError where `path` cannot be written.
+        """
+        path = Path(path)
+        check_writable(path)
+        deployed = convert(model)
+        program = to_onnx(deployed, example)
+        tidy(program)
+        profile = preparation(model).profile
+        own = {
+            "isobit.version": _version(),
+            "isobit.target": profile.name,
+            "isobit.integers_sha256": hash_integers(deployed),
+        }
+        program.metadata_props.update({**(metadata or {}), **own})
+        with atomic_path(path) as temporary:
+            ir.save(program, temporary)
+        return Artifact(
+            path=path,
+            format=self.format,
+            target=profile.name,
+            sha256=sha256_of_file(path),
+            integers_sha256=own["isobit.integers_sha256"],
+            metadata={**(metadata or {}), **own},
+        )
+
+
+def export_float(model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Path:
+    """Write a captured float model as ONNX: the baseline that a quantized file is compared with."""
+    path = Path(path)
+    check_writable(path)
+    program = to_onnx(model, example)
+    tidy(program)
+    with atomic_path(path) as temporary:
+        ir.save(program, temporary)
+    return path
+
+
+def to_onnx(model: fx.GraphModule, example: tuple[Tensor, ...]) -> ir.Model:
+    """Translate with torch's own exporter; isobit's ops become standard ones."""
+    inputs = tuple(_two_samples(x) for x in example)
+    batch = torch.export.Dim.DYNAMIC
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                model.eval(),
+                inputs,
+                dynamo=True,
+                dynamic_shapes={"args": tuple({0: batch} for _ in inputs)}
+                if _variadic(model)
+                else tuple({0: batch} for _ in inputs),
+                opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS,
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UnsupportedError(f"the network has no ONNX form: {_first_cause(error)}") from error
+    if program is None:
+        raise IsobitError("torch.onnx.export returned nothing")
+    return program.model
+
+
+def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
+    q = op.QuantizeLinear(x, scale, zero_point)
+    if (low, high) != (0, 255):
+        # On the integers: a float Clip in front would keep engines from fusing the QuantizeLinear.
+        q = op.Clip(q, op.Constant(value=_byte(low)), op.Constant(value=_byte(high)))
+    return op.DequantizeLinear(q, scale, zero_point)
+
+
+def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, block: int) -> Any:
+    if block:
+        return op.DequantizeLinear(q, scale, zero_point, axis=axis, block_size=block)
+    return op.DequantizeLinear(q, scale, zero_point, axis=axis)
+
+
+def _global_average_pool(x: Any) -> Any:
+    return op.GlobalAveragePool(x)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.isobit.quantize_dequantize.default: _quantize_dequantize,
+    torch.ops.isobit.dequantize.default: _dequantize,
+    torch.ops.isobit.global_average_pool.default: _global_average_pool,
+}
+
+
+def _byte(value: int) -> Any:
+    import numpy as np
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.array(value, dtype=np.uint8))
+
+
+def _two_samples(x: Tensor) -> Tensor:
+    """At least two samples: a batch of one would be baked into the graph."""
+    return x[:2] if x.shape[0] >= 2 else x.expand(2, *x.shape[1:]).contiguous()
+
+
+def _variadic(model: fx.GraphModule) -> bool:
+    del model
+    return False
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns about its own internals; what concerns the user is raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("isobit")

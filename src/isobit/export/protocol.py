@@ -1,0 +1,17 @@
+"""What an exporter is."""
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, fx
+
+from isobit.core.artifact import Artifact
+
+
+class Exporter(Protocol):
+    """Frozen settings that write a prepared model as a file of one format."""
+
+    format: str
+
+    def export(self, model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Artifact:
+        """Write the file; it holds the same integers as the model."""

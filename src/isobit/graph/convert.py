@@ -1,0 +1,135 @@
+"""Conversion: from a prepared network to a deployed one, whose weights and biases are integers."""
+
+import copy
+import hashlib
+
+import torch
+from torch import Tensor, fx, nn
+
+from isobit.core.qparams import DynamicRange, QParams
+from isobit.graph.deployed import ActivationQuantizer, DeployedConv, DeployedLinear, IntegerWeight, store_activation
+from isobit.graph.insert import preparation
+from isobit.graph.slots import Slot, weight_slot
+from isobit.graph.tensors import Tensors, tensors_of
+
+NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax"})
+"""Kinds whose results are never below zero."""
+
+KEEPS_SIGN = frozenset(
+    {"max_pool", "avg_pool", "global_avg_pool", "reshape", "transpose", "slice", "getitem", "concat", "pad", "dropout"}
+) | {"identity"}
+"""Kinds whose results are not below zero where their inputs are not."""
+
+
+def convert(model: fx.GraphModule) -> fx.GraphModule:
+    """A deployed copy in eval mode: int8 weights, int32 biases at s_x · s_w, activations on unsigned grids.
+
+    The float value that it computes is that of the prepared model, but for the rounding of biases. Raises
+    UnsupportedError, with the layer's name, for a grid that has no exported form.
+    """
+    bias_bits = preparation(model).profile.bias_bits
+    deployed = copy.deepcopy(model).eval()
+    tensors = tensors_of(deployed)
+    positive = _non_negative_slots(deployed, tensors)
+    for node in list(deployed.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = deployed.get_submodule(str(node.target))
+        if isinstance(module, Slot):
+            grid = store_activation(module.grid(), non_negative=str(node.target) in positive, name=module.point)
+            _replace(deployed, node, ActivationQuantizer(grid))
+        elif (slot := weight_slot(module)) is not None:
+            scale = _input_scale(deployed, tensors, node) if bias_bits else None
+            _replace(deployed, node, _deployed_layer(module, slot, scale))
+    deployed.delete_all_unused_submodules()
+    deployed.graph.lint()
+    deployed.recompile()
+    deployed.requires_grad_(False)
+    return deployed
+
+
+def integers(deployed: nn.Module) -> dict[str, Tensor]:
+    """Every integer tensor and scale of a deployed model, by name: what the certificate's hash covers."""
+    kinds = (ActivationQuantizer, IntegerWeight)
+    found: dict[str, Tensor] = {}
+    for name, module in deployed.named_modules():
+        if isinstance(module, kinds):
+            found |= {f"{name}.{key}": value for key, value in module.named_buffers()}
+    return found
+
+
+def hash_integers(deployed: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of `integers`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(integers(deployed).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def round_biases(model: fx.GraphModule) -> None:
+    """Move the biases of a prepared model to the grid of the accumulator, so that it computes what is deployed."""
+    if not preparation(model).profile.bias_bits:
+        return
+    tensors = tensors_of(model)
+    calls = [n for n in model.graph.nodes if n.op == "call_module"]
+    targets = [str(n.target) for n in calls]
+    for node in calls:
+        layer = model.get_submodule(str(node.target))
+        slot = weight_slot(layer)
+        bias = getattr(layer, "bias", None)
+        scale = _input_scale(model, tensors, node)
+        if slot is None or bias is None or scale is None or targets.count(str(node.target)) > 1:
+            continue  # a layer that is called twice may read two scales: its deployed copies round for themselves
+        weight = slot.grid()
+        if isinstance(weight, QParams) and weight.scale.dim() <= 1:
+            step = (scale.float() * weight.scale.float()).double()
+            with torch.no_grad():
+                bias.copy_((bias.double() / step).round() * step)
+
+
+def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | None:
+    """The scale of the slot that feeds a layer, seen through a pad that it absorbs; None for a float input."""
+    source = tensors.source(tensors.inputs(node)[0])
+    if source.op != "call_module":
+        return None
+    module = model.get_submodule(str(source.target))
+    if isinstance(module, ActivationQuantizer):
+        return module.scale
+    if isinstance(module, Slot):
+        grid = module.grid()
+        return None if isinstance(grid, DynamicRange) else grid.scale.detach()
+    return None
+
+
+def _non_negative_slots(model: nn.Module, tensors: Tensors) -> set[str]:
+    """The slots whose every tensor is never below zero by construction."""
+    positive: set[fx.Node] = set()
+    slots: dict[str, bool] = {}
+    for node in tensors.graph.nodes:
+        is_slot = node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), Slot)
+        follows = (is_slot or tensors.kinds[node] in KEEPS_SIGN) and all(t in positive for t in tensors.inputs(node))
+        if tensors.kinds[node] in NON_NEGATIVE or (follows and tensors.inputs(node)):
+            positive.add(node)
+        if is_slot:
+            slots[str(node.target)] = slots.get(str(node.target), True) and node in positive
+    return {name for name, is_positive in slots.items() if is_positive}
+
+
+def _deployed_layer(layer: nn.Module, slot: Slot, input_scale: Tensor | None) -> nn.Module:
+    grid = slot.grid()
+    assert isinstance(grid, QParams)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    integer = IntegerWeight(weight, grid, bias, input_scale, name=slot.point)
+    if isinstance(layer, nn.Linear):
+        return DeployedLinear(integer)
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    return DeployedConv(layer, integer)
+
+
+def _replace(model: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Let this one call use `module`. It gets a name of its own, since a shared layer may read several scales."""
+    name = f"deployed_{node.name}"
+    model.add_module(name, module)
+    node.target = name

@@ -1,0 +1,186 @@
+"""Layers of a deployed network: integer weights and biases, and the stored form of activation grids."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isobit.core.errors import UnsupportedError
+from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of
+from isobit.core.qparams import DynamicRange, QParams
+from isobit.graph.integer_ops import check_bits, dequantize, global_average_pool, quantize_dequantize
+
+
+@dataclass(frozen=True, eq=False)
+class StoredGrid:
+    """A grid as a file holds it: unsigned bytes q in low..high stand for (q - zero_point) · scale."""
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+
+
+def store_activation(grid: QParams | DynamicRange, *, non_negative: bool, name: str) -> StoredGrid:
+    """The unsigned form of an activation's grid: the same values under shifted integers.
+
+    A signed format moves up by 2^(bits-1), which every engine computes as fast as unsigned bytes, where signed
+    bytes fall back to float on some. Behind a ReLU (`non_negative`) the levels below zero are never used; they are
+    dropped, so that 0 is the lowest level and an engine sees that saturation is the ReLU.
+    """
+    if isinstance(grid, DynamicRange):
+        raise UnsupportedError(f"{name}: a dynamic range cannot be exported yet; use the quantizer `fixed`")
+    if not isinstance(grid.scheme.granularity, PerTensor):
+        raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
+    check_bits(grid.scheme.bits, name)
+    if grid.scheme.quant_max - grid.scheme.quant_min > 255 or len(grid.scheme.levels) < _span(grid):
+        raise UnsupportedError(f"{name}: activations of {grid.scheme} have no exported form; use a uniform grid")
+    zero = int(grid.zero_point)
+    low, high = grid.scheme.quant_min, grid.scheme.quant_max
+    base = zero if non_negative else low
+    if grid.scheme.signed and not non_negative:
+        base = -(1 << (grid.scheme.bits - 1))
+    return StoredGrid(
+        scale=grid.scale.detach().clone().float(),
+        zero_point=torch.tensor(zero - base, dtype=torch.uint8),
+        low=max(low, base) - base,
+        high=high - base,
+    )
+
+
+def _span(grid: QParams) -> int:
+    return grid.scheme.quant_max - grid.scheme.quant_min + 1
+
+
+@final
+class ActivationQuantizer(nn.Module):
+    """x → integers → x̂, with constants."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: StoredGrid) -> None:
+        super().__init__()
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", grid.zero_point)
+        self.low, self.high = grid.low, grid.high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any."""
+        return quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+
+
+@final
+class IntegerWeight(nn.Module):
+    """A weight as integers (int8) with scale and zero point, and its bias as int32 at scale s_x · s_w."""
+
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias_q: Tensor
+    bias_scale: Tensor
+    bias_zero_point: Tensor
+
+    def __init__(
+        self, weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, name: str
+    ) -> None:
+        super().__init__()
+        check_bits(grid.scheme.bits, name)
+        integers = grid.quantize(weight.detach())
+        signed = grid.scheme.signed or grid.scheme.quant_min < 0
+        if int(integers.min()) < (-128 if signed else 0) or int(integers.max()) > (127 if signed else 255):
+            raise UnsupportedError(f"{name}: the levels of {grid.scheme} do not fit one byte; use fewer bits")
+        self.axis, self.block = _layout(grid, weight)
+        self.register_buffer("q", integers.to(torch.int8 if signed else torch.uint8))
+        self.register_buffer("scale", grid.scale.detach().float())
+        self.register_buffer("zero_point", grid.zero_point.to(self.q.dtype))
+        self.float_bias = None if bias is None else bias.detach().clone()
+        if bias is None or input_scale is None or self.block:
+            return
+        self.float_bias = None
+        bias_scale = input_scale.float() * self.scale
+        self.register_buffer("bias_q", integer_bias(bias, bias_scale))
+        self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer("bias_zero_point", torch.zeros_like(bias_scale, dtype=torch.int32))
+
+    def weight(self) -> Tensor:
+        """The weight's values on the grid."""
+        return dequantize(self.q, self.scale, self.zero_point, self.axis, self.block)
+
+    def bias(self) -> Tensor | None:
+        """The bias's values on the grid of the accumulator; in float where the input has no integer scale."""
+        if "bias_q" in self._buffers:
+            return dequantize(self.bias_q, self.bias_scale, self.bias_zero_point, 0, 0)
+        return self.float_bias
+
+
+def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """round(b / (s_x s_w)), saturated to int32 (Jacob et al. 2018, section 2.4)."""
+    limit = float(2**31 - 1)
+    return (bias.detach().double() / scale.double()).round().clamp(-limit, limit).to(torch.int32)
+
+
+def _layout(grid: QParams, weight: Tensor) -> tuple[int, int]:
+    match grid.scheme.granularity:
+        case PerTensor():
+            return 0, 0
+        case PerChannel() as granularity:
+            return axis_of(granularity, weight.dim()), 0
+        case PerGroup() as granularity:
+            return axis_of(granularity, weight.dim()), granularity.size
+
+
+@final
+class DeployedConv(nn.Module):
+    """A convolution with integer weights. Its padding is that of the float layer."""
+
+    def __init__(self, layer: nn.modules.conv._ConvNd, weight: IntegerWeight) -> None:
+        super().__init__()
+        if layer.padding_mode != "zeros":
+            raise UnsupportedError(f"a convolution with {layer.padding_mode} padding cannot be exported")
+        self.integer = weight
+        self.dims = layer.weight.dim() - 2
+        self.transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        self.padding, self.output_padding = layer.padding, layer.output_padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: as the float layer."""
+        weight, bias = self.integer.weight(), self.integer.bias()
+        if self.transposed:
+            return F.conv_transpose2d(
+                x,
+                weight,
+                bias,
+                self.stride,
+                self.padding,
+                self.output_padding,
+                self.groups,
+                self.dilation,  # type: ignore[arg-type]
+            )
+        function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
+        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+
+
+@final
+class DeployedLinear(nn.Module):
+    """A linear layer with integer weights."""
+
+    def __init__(self, weight: IntegerWeight) -> None:
+        super().__init__()
+        self.integer = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (…, in) → (…, out)."""
+        return F.linear(x, self.integer.weight(), self.integer.bias())
+
+
+@final
+class GlobalAveragePool(nn.Module):
+    """nn.AdaptiveAvgPool2d(1) as one op: (n, c, h, w) → (n, c, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return global_average_pool(x)

@@ -1,0 +1,86 @@
+"""Insertion: put slots with quantizers where the plan says."""
+
+import re
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from isobit.core.errors import SettingError
+from isobit.graph.placement import Plan
+from isobit.graph.rules import Rules
+from isobit.graph.slots import Slot, give_weight_slot
+from isobit.quantizers import QuantizerSettings
+from isobit.targets import Profile
+
+SLOTS = "activation_slots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What a prepared model knows about itself."""
+
+    profile: Profile
+    plan: Plan
+    rules: Rules
+
+
+def insert(
+    model: fx.GraphModule,
+    plan: Plan,
+    *,
+    profile: Profile,
+    rules: Rules | None = None,
+    weight: QuantizerSettings,
+    activation: QuantizerSettings,
+) -> None:
+    """Insert the plan's quantizers into a captured model, in place. They pass values through until calibrated."""
+    if SLOTS in model._modules:
+        raise SettingError("this model is prepared already: start again from the float model")
+    holder = nn.ModuleDict()
+    model.add_module(SLOTS, holder)
+    nodes = {node.name: node for node in model.graph.nodes}
+    for point in plan.activations:
+        key = _key(point.name, holder)
+        holder[key] = Slot(activation.build(point.scheme, role="activation"), name=point.name)
+        for tensor in point.tensors:
+            _splice(model.graph, nodes[tensor], f"{SLOTS}.{key}", plan.reads_float)
+    for place in plan.weights:
+        slot = Slot(weight.build(place.scheme, role="weight"), name=f"{place.name}.weight")
+        give_weight_slot(model.get_submodule(place.name), slot)
+    model.meta["preparation"] = Preparation(profile=profile, plan=plan, rules=rules or Rules())
+    model.graph.lint()
+    model.recompile()
+
+
+def preparation(model: nn.Module) -> Preparation:
+    """What `insert` noted; raises SettingError for a model that was never prepared."""
+    found = model.meta.get("preparation") if isinstance(model, fx.GraphModule) else None
+    if not isinstance(found, Preparation):
+        raise SettingError("this model has no quantizers: use isobit.quantize or isobit.prepare first")
+    return found
+
+
+def slots(model: nn.Module) -> list[Slot]:
+    """All slots, activations before weights."""
+    found = [m for m in model.modules() if isinstance(m, Slot)]
+    holder = model._modules.get(SLOTS)
+    first = set(holder.modules()) if holder is not None else set()
+    return [s for s in found if s in first] + [s for s in found if s not in first]
+
+
+def _splice(graph: fx.Graph, tensor: fx.Node, target: str, reads_float: frozenset[tuple[str, str]]) -> None:
+    """Let the readers of a tensor read it through the slot."""
+    readers = [user for user in tensor.users if (tensor.name, user.name) not in reads_float]
+    with graph.inserting_after(tensor):
+        slot = graph.call_module(target, (tensor,))
+    slot.meta = {key: tensor.meta[key] for key in ("val", "nn_module_stack") if key in tensor.meta}
+    for reader in readers:
+        reader.replace_input_with(tensor, slot)
+
+
+def _key(name: str, taken: nn.ModuleDict) -> str:
+    key = base = re.sub(r"\W", "_", name)
+    count = 2
+    while key in taken:
+        key, count = f"{base}_{count}", count + 1
+    return key

@@ -1,0 +1,64 @@
+"""Custom ops of a deployed network, each of which an exporter writes as one or two standard ops."""
+
+import torch
+from torch import Tensor
+
+from isobit.core.errors import UnsupportedError
+
+
+@torch.library.custom_op("isobit::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """(clip(rint(x / s) + z, low, high) - z) · s per tensor: QuantizeLinear, Clip where needed, DequantizeLinear."""
+    z = zero_point.to(x.dtype)
+    return (x / scale).round_().add_(z).clamp_(low, high).sub_(z).mul_(scale)
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isobit::dequantize", mutates_args=())
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block: int) -> Tensor:
+    """(q - z) · s with one scale per tensor, per index of `axis`, or per `block` values of it: DequantizeLinear."""
+    if block:
+        scale, zero_point = (t.repeat_interleave(block, dim=axis) for t in (scale, zero_point))
+    elif scale.dim():
+        shape = [1] * q.dim()
+        shape[axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return (q.to(torch.int32) - zero_point.to(torch.int32)).to(scale.dtype) * scale
+
+
+@dequantize.register_fake
+def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block: int) -> Tensor:
+    return torch.empty_like(q, dtype=scale.dtype)
+
+
+@torch.library.custom_op("isobit::global_average_pool", mutates_args=())
+def global_average_pool(x: Tensor) -> Tensor:
+    """The mean over all spatial positions, kept as one op: (n, c, h, w) → (n, c, 1, 1). GlobalAveragePool."""
+    return x.mean((2, 3), keepdim=True)
+
+
+@global_average_pool.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], 1, 1))
+
+
+def _global_average_pool_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.shape = inputs[0].shape  # type: ignore[attr-defined]
+
+
+def _global_average_pool_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+    shape = ctx.shape  # type: ignore[attr-defined]
+    return (grad / (shape[2] * shape[3])).expand(shape)
+
+
+global_average_pool.register_autograd(_global_average_pool_backward, setup_context=_global_average_pool_setup)
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Raise UnsupportedError for integers that do not fit the bytes that engines compute with."""
+    if bits > 8:
+        raise UnsupportedError(f"{name} has {bits} bits: an exported file holds integers of at most 8 bits")

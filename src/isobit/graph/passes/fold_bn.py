@@ -1,0 +1,123 @@
+"""Batch-norm folding by merging: one convolution with a bias does what conv and BN did (Jacob et al., eq. 14)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, fx, nn
+
+from isobit.core.errors import IsobitError
+from isobit.graph.passes.protocol import PassReport
+from isobit.graph.tensors import tensors_of
+
+TOLERANCE = 1e-5
+"""Largest relative difference that rounding the folded weights to float32 may cause, per layer."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldBatchNorm:
+    """Merge every batch norm into the convolution or linear layer in front of it, from its running statistics.
+
+    W' = W · γ / sqrt(σ² + ε) per output channel, b' = β + (b - μ) γ / sqrt(σ² + ε).
+    """
+
+    name: str = "fold_bn"
+    requires: str = "a captured model"
+    ensures: str = "the output in eval mode is unchanged, to the rounding of float32"
+
+    def apply(self, model: fx.GraphModule) -> PassReport:
+        """Fold in place. A batch norm whose input has another reader, or no weights in front, stays and is named."""
+        tensors = tensors_of(model)
+        calls: dict[str, int] = {}
+        for node in model.graph.nodes:
+            if node.op == "call_module":
+                calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+        done, left, worst = [], [], 0.0
+        for node in list(model.graph.nodes):
+            if tensors.kinds[node] != "batch_norm" or node.op != "call_module":
+                continue
+            (source,) = tensors.inputs(node)
+            if why := _obstacle(model, source, node, calls):
+                left.append(f"{node.target}: {why}")
+                continue
+            layer, norm = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            worst = max(worst, fold_batch_norm(layer, norm, name=str(source.target)))
+            node.replace_all_uses_with(source)
+            model.graph.erase_node(node)
+            model.set_submodule(str(node.target), nn.Identity())
+            done.append(str(node.target))
+        model.graph.lint()
+        model.recompile()
+        return PassReport(changed=tuple(done), left=tuple(left), largest_error=worst)
+
+
+@torch.no_grad()
+def fold_batch_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, *, name: str = "conv") -> float:
+    """Merge `norm` into `layer` in place, in float64, and prove it: returns the largest relative error.
+
+    The proof compares layer-then-norm with the merged layer on random inputs of the layer's own kernel size, in
+    float64; raises IsobitError beyond `TOLERANCE`.
+    """
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and norm.running_mean is not None and norm.running_var is not None
+    axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+    inverse = torch.rsqrt(norm.running_var.double() + norm.eps)
+    factor = inverse if norm.weight is None else inverse * norm.weight.double()
+    beta = torch.zeros_like(factor) if norm.bias is None else norm.bias.double()
+    old_bias = torch.zeros_like(factor) if bias is None else bias.double()
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    new_weight = weight.double() * factor.reshape(shape)
+    new_bias = beta + (old_bias - norm.running_mean.double()) * factor
+    error = _proof(norm, weight.double(), old_bias, new_weight.float().double(), new_bias.float().double(), axis)
+    if not error <= TOLERANCE:
+        raise IsobitError(f"folding batch norm into {name} changes its output by {error:.2g}: check its statistics")
+    layer.weight = nn.Parameter(new_weight.to(weight.dtype), requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(new_bias.to(weight.dtype), requires_grad=weight.requires_grad)
+    return error
+
+
+def _proof(
+    norm: nn.modules.batchnorm._BatchNorm,
+    weight: Tensor,
+    bias: Tensor,
+    new_weight: Tensor,
+    new_bias: Tensor,
+    axis: int,
+) -> float:
+    """Largest |before - after| / (largest |term| of the sum) over random input patches of one output position."""
+    generator = torch.Generator().manual_seed(0)
+    flat, new_flat = weight.movedim(axis, 0).flatten(1), new_weight.movedim(axis, 0).flatten(1)
+    patches = torch.randn(4, flat.shape[1], generator=generator, dtype=torch.float64).to(weight.device)
+    assert norm.running_mean is not None and norm.running_var is not None
+    before = nn.functional.batch_norm(
+        patches @ flat.T + bias,
+        norm.running_mean.double(),
+        norm.running_var.double(),
+        None if norm.weight is None else norm.weight.double(),
+        None if norm.bias is None else norm.bias.double(),
+        eps=norm.eps,
+    )
+    after = patches @ new_flat.T + new_bias
+    size = patches.abs() @ new_flat.abs().T + new_bias.abs() + 1e-30
+    return float(((before - after).abs() / size).max())
+
+
+def _obstacle(model: fx.GraphModule, source: fx.Node, node: fx.Node, calls: dict[str, int]) -> str:
+    """Why a batch norm cannot be merged, or nothing."""
+    if source.op != "call_module":
+        return "no layer with weights in front of it"
+    layer, norm = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
+    if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+        return "no layer with weights in front of it"
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        return "it has no running statistics"
+    if len(source.users) != 1:
+        return f"the output of {source.target} has other readers"
+    if calls[str(source.target)] != 1 or calls[str(node.target)] != 1:
+        return "a layer that is called more than once"
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups != 1:
+        return "a grouped transposed convolution"
+    return ""

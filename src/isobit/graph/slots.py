@@ -1,0 +1,143 @@
+"""Slots: the places in a prepared network where a quantizer sits, and layers whose weight passes one."""
+
+from typing import Literal, Protocol, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isobit.core.errors import CalibrationError, UnsupportedError
+from isobit.core.qparams import DynamicRange, QParams
+
+Mode = Literal["float", "observe", "quantize"]
+
+
+class Observes(Protocol):
+    """What a slot asks of an observer."""
+
+    def see(self, x: Tensor) -> None:
+        """Take a batch into account."""
+
+    def qparams(self) -> QParams:
+        """The parameters for all that was seen."""
+
+
+@final
+class Slot(nn.Module):
+    """Holds one quantizer: passes x through in `float` mode, also shows it to the observer in `observe` mode."""
+
+    def __init__(self, quantizer: nn.Module, *, name: str) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.point = name
+        self.mode: Mode = "float"
+        self.observer: Observes | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any; the result has the shape of x."""
+        if self.mode == "quantize":
+            return self.quantizer(x)  # type: ignore[no-any-return]
+        if self.mode == "observe" and self.observer is not None:
+            try:
+                self.observer.see(x.detach())
+            except CalibrationError as error:
+                raise CalibrationError(f"at {self.point}: {error}") from error
+        return x
+
+    def calibrate(self) -> None:
+        """Give the quantizer what the observer found, forget the observer and start to quantize."""
+        if self.observer is not None:
+            try:
+                self.quantizer.calibrate(self.observer.qparams())  # type: ignore[operator]
+            except CalibrationError as error:
+                raise CalibrationError(f"at {self.point}: {error}") from error
+        self.observer = None
+        self.mode = "quantize"
+
+    def grid(self) -> QParams | DynamicRange:
+        """What the quantizer declares."""
+        return self.quantizer.grid()  # type: ignore[no-any-return, operator]
+
+    def extra_repr(self) -> str:
+        """The name and the mode."""
+        return f"{self.point!r}, {self.mode}"
+
+
+class _Conv(nn.modules.conv._ConvNd):
+    weight_slot: Slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer, with a quantized weight."""
+        return self._conv_forward(x, self.weight_slot(self.weight), self.bias)  # type: ignore[operator, no-any-return]
+
+
+@final
+class QuantizedConv1d(_Conv, nn.Conv1d):
+    """nn.Conv1d whose weight passes `weight_slot`."""
+
+
+@final
+class QuantizedConv2d(_Conv, nn.Conv2d):
+    """nn.Conv2d whose weight passes `weight_slot`."""
+
+
+@final
+class QuantizedConv3d(_Conv, nn.Conv3d):
+    """nn.Conv3d whose weight passes `weight_slot`."""
+
+
+@final
+class QuantizedConvTranspose2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d whose weight passes `weight_slot`."""
+
+    weight_slot: Slot
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the float layer, with a quantized weight."""
+        if output_size is not None:
+            raise UnsupportedError("a quantized ConvTranspose2d takes no output_size: set output_padding instead")
+        return F.conv_transpose2d(
+            x,
+            self.weight_slot(self.weight),
+            self.bias,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.output_padding,  # type: ignore[arg-type]
+            self.groups,
+            self.dilation,
+        )
+
+
+@final
+class QuantizedLinear(nn.Linear):
+    """nn.Linear whose weight passes `weight_slot`."""
+
+    weight_slot: Slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer, with a quantized weight."""
+        return F.linear(x, self.weight_slot(self.weight), self.bias)
+
+
+QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.Linear: QuantizedLinear,
+}
+
+
+def give_weight_slot(layer: nn.Module, slot: Slot) -> None:
+    """Turn a layer into its quantized twin, in place: same object, same keys, same hooks, plus `weight_slot`."""
+    twin = next((q for f, q in QUANTIZED_LAYERS.items() if isinstance(layer, f)), None)
+    if twin is None:
+        known = ", ".join(sorted(c.__name__ for c in QUANTIZED_LAYERS))
+        raise UnsupportedError(f"{slot.point}: cannot quantize a {type(layer).__name__}; layers with weights: {known}")
+    layer.__class__ = twin
+    layer.add_module("weight_slot", slot)
+
+
+def weight_slot(layer: nn.Module) -> Slot | None:
+    """The slot of a quantized layer, None for a float one."""
+    found = layer._modules.get("weight_slot")
+    return found if isinstance(found, Slot) else None

@@ -1,0 +1,18 @@
+"""Huawei's ACL on Ascend 310: asymmetric, per-channel weights, only the inputs of conv and linear."""
+
+from isobit.core.arithmetic import FLOAT32
+from isobit.core.granularity import PerChannel
+from isobit.core.scheme import Scheme
+from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_1, Profile
+
+PROFILE = Profile(
+    name="ascend",
+    vendor="Huawei ASIC (Ascend 310), ACL",
+    source="MQBench (arXiv:2111.03759), Table 2: ACL, float scale, per-channel, asymmetric, graph 1, BN folded",
+    weight=Scheme(granularity=PerChannel(0), symmetric=False),
+    activation=Scheme(symmetric=False),
+    placement=GRAPH_1,
+    fusions=FUSED_ACTIVATIONS,
+    arithmetic=FLOAT32,
+    engines=("onnxruntime", "openvino"),
+)

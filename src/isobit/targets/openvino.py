@@ -1,0 +1,21 @@
+"""OpenVINO's CPU plugin: u8 activations, s8 per-channel weights, the residual added inside the convolution."""
+
+from isobit.core.arithmetic import FLOAT32
+from isobit.core.granularity import PerChannel
+from isobit.core.scheme import Scheme
+from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_2, Profile
+
+PROFILE = Profile(
+    name="openvino-cpu",
+    vendor="Intel OpenVINO, x86 CPU with VNNI or AMX",
+    source=(
+        "measured on OpenVINO 2026.4: a convolution fuses the add that follows and drops the rounding of a "
+        "quantizer between the two"
+    ),
+    weight=Scheme(granularity=PerChannel(0), narrow=True),
+    activation=Scheme(signed=False, symmetric=False),
+    placement=GRAPH_2,
+    fusions=FUSED_ACTIVATIONS,
+    arithmetic=FLOAT32,
+    engines=("openvino",),
+)

@@ -1,0 +1,104 @@
+"""Profile: a hardware target as data. No code asks which target it is; it reads these fields."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from isobit.core.arithmetic import Arithmetic
+from isobit.core.errors import SettingError
+from isobit.core.scheme import Scheme
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Which tensors carry a quantizer, by the kinds of the ops around them (the kinds of `isobit.graph.ops`).
+
+    - `inputs`: the activation inputs of these kinds are quantized.
+    - `outputs`: the outputs of these kinds are quantized, at the end of what fuses with them.
+    - `shared`: inputs and output of these kinds have one scale (concat, pooling, reshape): the op moves or
+      selects integers.
+    - `every_consumer`: all readers of a quantized tensor see the quantized values; else only the kinds of
+      `inputs` do, and a residual branch stays in float.
+    - `conv_feeds_add`: the engine adds a residual to the accumulator of the convolution, so that the tensor
+      between the two is never rounded.
+    - `network_output`: the last tensor is quantized too.
+    """
+
+    inputs: frozenset[str]
+    outputs: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    every_consumer: bool = True
+    conv_feeds_add: bool = False
+    network_output: bool = False
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Every kind that may compute with integers."""
+        return self.inputs | self.outputs | self.shared
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """A target. `source` says where its settings come from; `engines` where its files can be verified here.
+
+    `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the
+    width of the weight and input of the first and the last layer, None for no exception. `bias_bits` is the
+    width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
+    normalization into the convolution before anything is quantized.
+    """
+
+    name: str
+    vendor: str
+    source: str
+    weight: Scheme
+    activation: Scheme
+    placement: Placement
+    fusions: frozenset[tuple[str, str]]
+    arithmetic: Arithmetic
+    engines: tuple[str, ...]
+    bias_bits: int | None = 32
+    edge_bits: int | None = 8
+    fold_bn: bool = True
+
+    def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
+        """The same target at other widths; the first and last layer keep `edge_bits`."""
+        for bits in (weight, activation):
+            if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
+                raise SettingError(f"{self.name} computes with 1 to 8 bits, got {bits!r}")
+        return replace(
+            self,
+            weight=replace(self.weight, bits=weight or self.weight.bits),
+            activation=replace(self.activation, bits=activation or self.activation.bits),
+        )
+
+
+class Target(Protocol):
+    """A module of this package: one constant, `PROFILE`."""
+
+    PROFILE: Profile
+
+
+CONV_AND_LINEAR = frozenset({"conv", "conv_transpose", "linear"})
+"""The ops with weights that every target computes with integers."""
+
+ARITHMETIC_OPS = CONV_AND_LINEAR | {"add", "matmul", "global_avg_pool", "avg_pool"}
+"""Ops whose result is rounded to the grid of their output."""
+
+MOVES = frozenset({"max_pool", "reshape", "transpose", "pad", "slice", "concat"})
+"""Ops that move or select integers: what goes in and what comes out share one scale."""
+
+ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})
+"""Piecewise linear functions that an engine fuses into the op before."""
+
+FUSED_ACTIVATIONS = frozenset(
+    {(op, "batch_norm") for op in ("conv", "conv_transpose", "linear")}
+    | {(op, act) for op in ("conv", "conv_transpose", "linear", "batch_norm", "add") for act in ACTIVATIONS}
+)
+"""conv-bn, conv-bn-relu, add-relu and linear-relu, each one op on every engine."""
+GRAPH_1 = Placement(inputs=CONV_AND_LINEAR, every_consumer=False)
+"""MQBench's graph 1: the inputs of convolutions and linear layers, nothing else."""
+
+GRAPH_3 = Placement(inputs=ARITHMETIC_OPS, outputs=ARITHMETIC_OPS | ACTIVATIONS, shared=MOVES)
+"""MQBench's graph 3: every quantizable op's output, both operands of an add and its result."""
+
+GRAPH_2 = replace(GRAPH_3, conv_feeds_add=True)
+"""MQBench's graph 2: graph 3 less the operand of an add that comes straight from a convolution."""
