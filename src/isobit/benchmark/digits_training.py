@@ -10,12 +10,12 @@ from isobit.benchmark.models.digits import DigitsResNet
 from isobit.core.errors import SettingError
 
 
-def train_digits(seed: int = 0, *, epochs: int = 12) -> tuple[DigitsResNet, float]:
+def train_digits(seed: int = 0, *, epochs: int = 20) -> tuple[DigitsResNet, float]:
     """Train on the 1,347 training digits; give the network in eval mode and its accuracy on the 450 others.
 
-    SGD with Nesterov momentum 0.9, weight decay 5e-4, a one-cycle learning rate, and shifts by up to one pixel. The
-    same seed gives the same weights, bit for bit, on the same machine with the same number of threads; the global
-    random state is left as it was. Raises MissingExtraError without scikit-learn.
+    SGD with Nesterov momentum 0.9, weight decay 5e-4, a one-cycle learning rate, label smoothing 0.1, and each image
+    shifted by up to one pixel. The same seed gives the same weights, bit for bit, on the same machine with the same
+    number of threads; the global random state is left as it was. Raises MissingExtraError without scikit-learn.
     """
     if epochs < 1:
         raise SettingError(f"epochs has to be at least 1, got {epochs}")
@@ -30,9 +30,10 @@ def train_digits(seed: int = 0, *, epochs: int = 12) -> tuple[DigitsResNet, floa
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * steps)
     model.train()
     for _ in range(epochs):
-        for chosen in torch.randperm(len(x), generator=generator).split(size):
+        for chosen in torch.split(torch.randperm(len(x), generator=generator), size):
             optimizer.zero_grad()
-            F.cross_entropy(model(_shifted(x[chosen], generator)), y[chosen]).backward()
+            loss = F.cross_entropy(model(_shifted(x[chosen], generator)), y[chosen], label_smoothing=0.1)
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     model.eval()
@@ -41,7 +42,8 @@ def train_digits(seed: int = 0, *, epochs: int = 12) -> tuple[DigitsResNet, floa
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The whole batch moved by -1, 0 or 1 pixel in each direction; zeros come in."""
-    down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
+    """Each image (n, 1, h, w) moved by -1, 0 or 1 pixel in each direction; zeros come in."""
     height, width = x.shape[2:]
-    return F.pad(x, (1, 1, 1, 1))[:, :, down : down + height, right : right + width]
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, height, 1).unfold(3, width, 1)  # (n, 1, 3, 3, h, w)
+    down, right = torch.randint(0, 3, (2, len(x)), generator=generator)
+    return windows[torch.arange(len(x)), :, down, right]
