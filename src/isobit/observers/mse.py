@@ -1,0 +1,82 @@
+"""MSE: the range of least quantization error, by grid search (Choukroun et al. 2019, arXiv:1902.06822)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from isobit.core.errors import SettingError
+from isobit.core.qparams import QParams
+from isobit.core.scheme import Scheme
+from isobit.observers.range_error import best_range, quantization_error
+from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mse:
+    """Settings of the search: `power` is the p of the p-norm (2; BRECQ and LAPQ use 2.4), `steps` the candidates.
+
+    >>> observer = Mse().build(Scheme(bits=4))
+    >>> observer.see(torch.cat([torch.linspace(-1, 1, 1000), torch.tensor([3.0])]))
+    >>> bool(observer.qparams().scale * 7 < 1.5)
+    True
+    """
+
+    power: float = 2.0
+    steps: int = 100
+    bins: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise SettingError(f"power has to be above 0, got {self.power!r}")
+        if self.steps < 2:
+            raise SettingError(f"steps has to be at least 2, got {self.steps!r}")
+
+    def build(self, scheme: Scheme) -> "MseObserver":
+        """An observer that has seen nothing."""
+        return MseObserver(scheme, self)
+
+
+def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) -> tuple[Tensor, Tensor]:
+    """argmin over the factors f of Σ |x - x̂|^power, with the range f · [low, high].
+
+    f = 1, 1 - 1/steps, …, 1/steps, then halves down to one bin, for the sake of lone outliers. An asymmetric
+    range is then shrunk at one end at a time, twice over, from the best of these.
+    """
+    points, weights = part.points()
+    factors = torch.arange(steps, 0, -1, device=points.device, dtype=torch.float64) / steps
+    halves = 0.5 ** torch.arange(1, 12, device=points.device, dtype=torch.float64) / steps
+    factors = torch.cat([factors, halves])[None, :]
+    lows, highs = part.low[:, None] * factors, part.high[:, None] * factors
+
+    def best(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        many = max(low.shape[1], high.shape[1])
+        low, high = low.expand(-1, many), high.expand(-1, many)
+        return best_range(quantization_error(points, weights, low, high, scheme, power=power), low, high)
+
+    low, high = best(lows, highs)
+    if scheme.symmetric:
+        return low, high
+    for _ in range(2):
+        low, high = best(low[:, None], torch.cat([high[:, None], highs], dim=1))
+        low, high = best(torch.cat([low[:, None], lows], dim=1), high[:, None])
+    return low, high
+
+
+@final
+class MseObserver:
+    """The range of least Σ |x - x̂|^power over all values seen; see `mse_range`."""
+
+    def __init__(self, scheme: Scheme, settings: Mse) -> None:
+        self._histogram = StreamingHistogram(scheme, bins=settings.bins)
+        self._settings = settings
+
+    def see(self, x: Tensor) -> None:
+        """Take in one batch. Raises CalibrationError where it holds NaN or Inf."""
+        self._histogram.see(x)
+
+    def qparams(self) -> QParams:
+        """The parameters. Raises CalibrationError where nothing was seen."""
+        power, steps = self._settings.power, self._settings.steps
+        return self._histogram.qparams_from(lambda part, s: mse_range(part, s, power=power, steps=steps))
