@@ -20,6 +20,7 @@ class QdqGraph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.scales: dict[str, np.float32] = {}
+        self.parameters: dict[str, list[str]] = {}
         self.count = 0
 
     def name(self, stem: str) -> str:
@@ -34,6 +35,8 @@ class QdqGraph:
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         out = self.name(op.lower())
         self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"node_{out}", **attributes))
+        if op in ("Flatten", "Reshape", "Transpose", "Slice", "MaxPool") and inputs[0] in self.scales:
+            self.scales[out] = self.scales[inputs[0]]
         return out
 
     def input(self, *shape: int | str, name: str = "x") -> str:
@@ -54,7 +57,7 @@ class QdqGraph:
     ) -> str:
         """QuantizeLinear → [Clip] → DequantizeLinear; draws a scale and a zero point where none is given."""
         if like is not None:
-            s, z = (self.constants[n] for n in self.parameters[like])
+            s, z = (self.constants[n][()] for n in self.parameters[like])
         else:
             s = np.float32(self.rng.uniform(0.01, 0.08) if scale is None else scale)
             z = self.dtype(self.draw_zero_point() if zero_point is None else zero_point)
@@ -65,7 +68,7 @@ class QdqGraph:
             quantized = self.node("Clip", [quantized, low, high])
         out = self.node("DequantizeLinear", [quantized, *names])
         self.scales[out] = np.float32(s)
-        self.__dict__.setdefault("parameters", {})[out] = names
+        self.parameters[out] = names
         return out
 
     def draw_zero_point(self) -> int:

@@ -65,7 +65,7 @@ class Arithmetic:
 
     `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits (x86 before VNNI),
     None where they are not. `average` is the rule of average pooling with a window, `global_average` that of
-    the mean over the whole plane.
+    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -75,6 +75,7 @@ class Arithmetic:
     concat: Rescale = ThroughFloat()
     accumulator_bits: int = 32
     pair_bits: int | None = None
+    signed: bool = True
 
 
 FLOAT32 = Arithmetic()

@@ -1,0 +1,144 @@
+"""The integer kernels by op: they read a node's attributes and call the arithmetic of `ops` and `accumulate`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isobit.core.arithmetic import Arithmetic
+from isobit.integer import ops
+from isobit.integer.accumulate import accumulate, accumulate_pair
+from isobit.integer.model import Node
+from isobit.integer.requantize import multiplier, requantize
+from isobit.integer.values import Constant, Format, Quantized
+from isobit.integer.windows import window_of
+
+Operands = Sequence[Quantized | Constant]
+Kernel = Callable[[Node, Operands, Format, Arithmetic], Tensor]
+
+
+def conv(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    """Convolution, grouped and depthwise too; padding is the zero point."""
+    x, w = _activation(operands[0]), _weight(operands[1])
+    bias = _weight(operands[2]) if len(operands) > 2 else None
+    kernel = w.q.shape[2:]
+    window = window_of(node, x.q.shape, kernel)
+    padded = F.pad(x.centred, window.torch_pads(x.q.dim()))
+    function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
+    group = int(node.attributes.get("group", 1))
+    shape = (-1, *[1] * len(kernel))
+    acc = accumulate(
+        padded,
+        w.centred,
+        None if bias is None else torch.from_numpy(bias.q.astype(np.int64)).reshape(shape),
+        largest=_largest(x.format),
+        reduce=tuple(range(1, w.q.ndim)),
+        product=lambda a, b: function(a, b, None, window.strides, 0, window.dilations, group),
+    )
+    factor = multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale)
+    return requantize(acc, torch.from_numpy(factor).reshape(shape), arithmetic.requantize, output)
+
+
+def gemm(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    """Gemm: float32(alpha · s_x) takes the place of s_x."""
+    x, w = _activation(operands[0]), _weight(operands[1])
+    acc = _matrix_product(x, w, operands[2] if len(operands) > 2 else None, turned=bool(node.attributes.get("transB")))
+    scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
+    factor = multiplier(arithmetic.requantize, scale, w.scale, output.scale)
+    return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
+
+
+def matmul(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    """MatMul of an activation with a weight, or with another activation."""
+    x, other = _activation(operands[0]), operands[1]
+    if isinstance(other, Constant):
+        return gemm(node, operands, output, arithmetic)
+    acc = accumulate_pair(x.centred, other.centred, largest=(_largest(x.format), _largest(other.format)))
+    factor = multiplier(arithmetic.requantize, x.format.scale, np.asarray(other.format.scale), output.scale)
+    return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
+
+
+def product_to_float(node: Node, operands: Operands) -> Tensor:
+    """Gemm or MatMul whose result stays in float: float32(acc) · float32(s_x · s_w), rounded once."""
+    x, other = _activation(operands[0]), operands[1]
+    scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
+    if isinstance(other, Constant):
+        bias = operands[2] if len(operands) > 2 else None
+        acc = _matrix_product(x, other, bias, turned=bool(node.attributes.get("transB")))
+        factor = scale * other.scale.astype(np.float32)
+    else:
+        acc = accumulate_pair(x.centred, other.centred, largest=(_largest(x.format), _largest(other.format)))
+        factor = np.asarray(scale * other.format.scale)
+    return acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
+
+
+def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool) -> Tensor:
+    values = w.centred.T if turned else w.centred
+    added = None if bias is None else torch.from_numpy(_weight(bias).q.astype(np.int64))
+    largest = _largest(x.format)
+    return accumulate(x.centred, values, added, largest=largest, reduce=(0,), product=torch.matmul)
+
+
+def _pool(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    x = _activation(operands[0])
+    return ops.average(x, window_of(node, x.q.shape, node.ints("kernel_shape", [])), output, arithmetic)
+
+
+def _concat(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    parts = [ops.rescale(_activation(x), output, arithmetic) for x in operands]
+    return torch.cat(parts, dim=int(node.attributes["axis"]))
+
+
+def _leaky_relu(node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+    x = _activation(operands[0])
+    v = ops.levels(x.format)
+    slope = float(np.float32(node.attributes.get("alpha", 0.01)))
+    return ops.look_up(x, torch.where(v >= 0, v, v * slope), output)
+
+
+def _sigmoid(_node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+    x = _activation(operands[0])
+    return ops.look_up(x, ops.logistic(ops.levels(x.format)), output)
+
+
+def _softmax(node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+    return ops.softmax(_activation(operands[0]), int(node.attributes.get("axis", -1)), output)
+
+
+def _binary(function: Callable[[Quantized, Quantized, Format, Arithmetic], Tensor]) -> Kernel:
+    return lambda _, operands, output, arithmetic: function(
+        _activation(operands[0]), _activation(operands[1]), output, arithmetic
+    )
+
+
+def _activation(x: Quantized | Constant) -> Quantized:
+    return x.as_quantized() if isinstance(x, Constant) else x
+
+
+def _weight(x: Quantized | Constant) -> Constant:
+    assert isinstance(x, Constant)
+    return x
+
+
+def _largest(x: Format) -> int:
+    """The largest |q - z|."""
+    return max(x.high - x.zero_point, x.zero_point - x.low)
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "Add": _binary(ops.add),
+    "AveragePool": _pool,
+    "Concat": _concat,
+    "Conv": conv,
+    "Gemm": gemm,
+    "GlobalAveragePool": lambda _, operands, output, arithmetic: ops.global_average(
+        _activation(operands[0]), output, arithmetic
+    ),
+    "LeakyRelu": _leaky_relu,
+    "MatMul": matmul,
+    "Mul": _binary(ops.multiply),
+    "Sigmoid": _sigmoid,
+    "Softmax": _softmax,
+}

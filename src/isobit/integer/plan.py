@@ -1,0 +1,276 @@
+"""Which ops become one integer kernel: DequantizeLinear → op [→ Relu or Clip] → QuantizeLinear.
+
+The rules are those of ONNX Runtime on x86 with its default optimizations: what fuses, which Relu and Clip are
+absorbed, and through which ops QuantizeLinear travels backwards.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+
+from isobit.core.arithmetic import Arithmetic, FloatMultiplier
+from isobit.core.errors import UnsupportedError
+from isobit.integer.model import Graph, Node
+from isobit.integer.values import Constant, Format
+
+TRAVELS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
+"""Ops that move or select integers; QuantizeLinear is carried back and DequantizeLinear forward over them."""
+
+FUSES = frozenset(
+    {"Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Sigmoid",
+     "Softmax"}
+)  # fmt: skip
+"""Ops with integer kernels."""
+
+Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "travel", "integers", "float"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """One step of the interpreter.
+
+    - `quantize`, `dequantize`: nodes of that kind; `constant`: a weight, already known
+    - `integer`: a fused op; writes integers in `output` to the tensor `result`: what QuantizeLinear writes, or,
+      where that was carried back, its dequantized view. `limits` are the levels that absorbed activations allow
+    - `to_float`: integers are multiplied and the sum is dequantized, without rounding to a grid
+    - `travel`: moves integers that keep their format; `integers`: an op on the integers themselves (Clip)
+    - `float`: all else
+    """
+
+    node: Node
+    rule: Rule
+    output: Format | None = None
+    result: str = ""
+    seen_through: bool = False
+    limits: tuple[int, int] = (0, 0)
+    bias: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Target:
+    """Where the integers of a fused op go."""
+
+    quantize: Node
+    output: Format
+    absorbed: tuple[Node, ...]
+    result: str
+    seen_through: bool
+    limits: tuple[int, int]
+
+
+@final
+class Plan:
+    """The steps for a graph, in order, and its weights."""
+
+    def __init__(self, graph: Graph, arithmetic: Arithmetic) -> None:
+        self.graph, self.arithmetic = graph, arithmetic
+        self.constants: dict[str, Constant] = {}
+        self.formats: dict[str, Format] = {}
+        self._integers: set[str] = set()
+        self._done: set[int] = set()
+        self.steps: list[Step] = []
+        for node in graph.nodes:
+            if id(node) not in self._done:
+                self.steps.append(self._step(node))
+
+    def weight(self, tensor: str) -> Constant | None:
+        """The integers behind `tensor`, where it is a dequantized initializer."""
+        return self.constants.get(tensor)
+
+    def format(self, tensor: str) -> Format | None:
+        """The format of an activation, or of a constant with one scale, seen through DequantizeLinear."""
+        constant = self.constants.get(tensor)
+        return constant.format if constant is not None else self.formats.get(tensor)
+
+    def _step(self, node: Node) -> Step:
+        match node.op:
+            case "DequantizeLinear":
+                return self._dequantize(node)
+            case "QuantizeLinear":
+                self._integers.add(node.outputs[0])
+                return Step(node, "quantize", output=self._node_format(node), result=node.outputs[0])
+            case "Transpose" if node.inputs[0] in self.constants:
+                order = node.ints("perm", range(self.constants[node.inputs[0]].q.ndim)[::-1])
+                self.constants[node.outputs[0]] = self.constants[node.inputs[0]].transposed(order)
+                return Step(node, "constant")
+        if node.inputs and node.inputs[0] in self._integers:
+            self._integers.update(node.outputs)
+            return Step(node, "integers")
+        if node.op in TRAVELS and node.inputs[0] in self.formats:
+            self.formats |= dict.fromkeys(node.outputs, self.formats[node.inputs[0]])
+            return Step(node, "travel")
+        if node.op in FUSES and (step := self._fused(node)) is not None:
+            return step
+        return Step(node, "float")
+
+    def _dequantize(self, node: Node) -> Step:
+        source = node.inputs[0]
+        if source not in self.graph.constants:
+            format_ = self._node_format(node)
+            if source in self._integers:
+                self.formats[node.outputs[0]] = format_
+            return Step(node, "dequantize", output=format_)
+        q = self.graph.constants[source]
+        if int(node.attributes.get("block_size", 0)):
+            return Step(node, "float")
+        scale = self.graph.constants[node.inputs[1]]
+        zero_point = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(scale.shape, q.dtype)
+        axis = int(node.attributes.get("axis", 1))
+        self.constants[node.outputs[0]] = Constant(q, scale, zero_point, axis if q.ndim else 0)
+        return Step(node, "constant")
+
+    def _node_format(self, node: Node) -> Format:
+        """The scale and zero point of a QuantizeLinear or DequantizeLinear node on an activation."""
+        constants = self.graph.constants
+        if any(name not in constants for name in node.inputs[1:] if name):
+            raise UnsupportedError(f"{node.name}: the scale of an activation has to be a constant")
+        scale = constants[node.inputs[1]]
+        zero_point = constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros((), np.uint8)
+        if scale.size != 1:
+            raise UnsupportedError(f"{node.name}: an activation has to have one scale, got {scale.size}")
+        if zero_point.dtype not in (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.uint16)):
+            raise UnsupportedError(f"{node.name}: an activation of {zero_point.dtype} has no integer kernel")
+        limits = np.iinfo(zero_point.dtype)
+        return Format(
+            np.float32(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]), int(limits.min), int(limits.max)
+        )
+
+    def _fused(self, node: Node) -> Step | None:
+        bias, start = "", node
+        if node.op == "MatMul" and (found := self._matrix_bias(node)) is not None:
+            start, bias = found
+        target = self._target(start)
+        if not self._inputs_fit(node):
+            return None
+        if target is None:
+            return self._to_float(node)
+        output = target.output
+        if not _same_kind(self._activation_formats(node), output) or (
+            output.signed and not self.arithmetic.signed and node.op in ("Conv", "MatMul")
+        ):
+            return None
+        if node.op == "MatMul" and start is not node:
+            self._done.add(id(start))
+        self._done.update(id(n) for n in target.absorbed)
+        if target.seen_through:
+            self.formats[target.result] = output
+        else:
+            self._done.add(id(target.quantize))
+            self._integers.add(target.result)
+        return Step(node, "integer", output, target.result, target.seen_through, target.limits, bias)
+
+    def _to_float(self, node: Node) -> Step | None:
+        """Products without a QuantizeLinear behind them: the integer sum is dequantized at once."""
+        formats = self._activation_formats(node)
+        if node.op not in ("MatMul", "Gemm") or any(f.signed and not self.arithmetic.signed for f in formats):
+            return None
+        return Step(node, "to_float", result=node.outputs[0])
+
+    def _inputs_fit(self, node: Node) -> bool:
+        """Whether all inputs are dequantized in a way that the integer kernel of `node` takes."""
+        match node.op:
+            case "Conv" | "Gemm":
+                weight = self.weight(node.inputs[1])
+                fits = self.format(node.inputs[0]) is not None and weight is not None and _per_output(node, weight)
+                bias = self.weight(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+                if len(node.inputs) > 2 and node.inputs[2] and (bias is None or bias.q.dtype != np.int32):
+                    return False
+                plain = node.attributes.get("beta", 1.0) == 1.0 and not node.attributes.get("transA", 0)
+                return fits and plain
+            case "MatMul":
+                weight = self.weight(node.inputs[1])
+                if weight is not None and not (weight.q.ndim == 2 and _per_output(node, weight)):
+                    return False
+                right = weight is not None or self.format(node.inputs[1]) is not None
+                return right and self.format(node.inputs[0]) is not None
+            case "Add" | "Mul" | "Concat":
+                return all(self.format(name) is not None for name in node.inputs)
+            case _:
+                return node.inputs[0] in self.formats
+
+    def _activation_formats(self, node: Node) -> list[Format]:
+        names = node.inputs[:1] if node.op in ("Conv", "Gemm", "MatMul") else node.inputs
+        return [f for name in names if (f := self.format(name)) is not None]
+
+    def _matrix_bias(self, node: Node) -> tuple[Node, str] | None:
+        """MatMul of matrices followed by the addition of an int32 bias is a Gemm; of more dimensions it is not."""
+        adding = self.graph.only_reader(node.outputs[0])
+        if adding is None or adding.op != "Add" or self.graph.rank(node.inputs[0]) != 2:
+            return None
+        other = next((n for n in adding.inputs if n != node.outputs[0]), "")
+        bias = self.weight(other)
+        if bias is None or bias.q.dtype != np.int32 or bias.q.ndim != 1:
+            return None
+        return adding, other
+
+    def _target(self, start: Node) -> _Target | None:
+        """Follow the output of `start` to its QuantizeLinear, over what is absorbed and what it travels back over."""
+        tensor, chain = start.outputs[0], []
+        while True:
+            reader = self.graph.only_reader(tensor)
+            if reader is None or len(reader.outputs) != 1 or reader.inputs[0] != tensor:
+                return None
+            if reader.op == "QuantizeLinear":
+                break
+            if reader.op not in TRAVELS and reader.op not in ("Relu", "Clip"):
+                return None
+            chain.append(reader)
+            tensor = reader.outputs[0]
+        output = self._node_format(reader)
+        limits = (output.low, output.high)
+        absorbed: list[Node] = []
+        for node in chain:
+            if node.op in TRAVELS:
+                break
+            if (found := self._absorb(node, output)) is None:
+                return None
+            limits = (max(limits[0], found[0]), min(limits[1], found[1]))
+            absorbed.append(node)
+        if any(n.op not in TRAVELS and self._absorb(n, output) is None for n in chain):
+            return None
+        seen_through = len(absorbed) < len(chain)
+        last = absorbed[-1].outputs[0] if absorbed else start.outputs[0]
+        result = last if seen_through else reader.outputs[0]
+        return _Target(reader, output, tuple(absorbed), result, seen_through, limits)
+
+    def _absorb(self, node: Node, output: Format) -> tuple[int, int] | None:
+        """The levels that Relu or Clip leaves, or None where the engine keeps the op (and all before it) in float.
+
+        ONNX Runtime drops a Relu whose zero point is the lowest level, and a Clip that clips nothing more than
+        QuantizeLinear does; others are float ops to it. Fixed-point engines clamp the integers in any case.
+        """
+        low, high = (0.0, None) if node.op == "Relu" else self._clip_limits(node)
+        levels = [
+            end if value is None else int(np.rint(np.float32(value) / output.scale)) + output.zero_point
+            for value, end in ((low, output.low), (high, output.high))
+        ]
+        redundant = levels[0] <= output.low and levels[1] >= output.high
+        if redundant or not isinstance(self.arithmetic.requantize, FloatMultiplier):
+            return levels[0], levels[1]
+        return None
+
+    def _clip_limits(self, node: Node) -> tuple[float | None, float | None]:
+        limits: list[float | None] = [node.attributes.get("min"), node.attributes.get("max")]
+        for i, name in enumerate(node.inputs[1:3]):
+            if name:
+                if name not in self.graph.constants:
+                    raise UnsupportedError(f"{node.name}: the limits of a Clip have to be constants")
+                limits[i] = float(self.graph.constants[name])
+        return limits[0], limits[1]
+
+
+def _per_output(node: Node, weight: Constant) -> bool:
+    """Whether the scales of a weight belong to output channels, the only ones that can leave the sum."""
+    if weight.q.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
+        return False
+    if weight.scale.size == 1:
+        return True
+    outputs = 0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1
+    return weight.axis % weight.q.ndim == outputs
+
+
+def _same_kind(formats: list[Format], output: Format) -> bool:
+    same: Callable[[Format], bool] = lambda f: (f.low, f.high) == (output.low, output.high)  # noqa: E731
+    return output.high - output.low == 255 and all(same(f) for f in formats)

@@ -1,0 +1,96 @@
+"""Requantization: from the exact integers of an accumulator to the integers of the next tensor."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isobit.core.arithmetic import FixedPoint, FloatMultiplier, Requantize, Shift
+from isobit.core.errors import UnsupportedError
+from isobit.integer.values import Format
+
+_EXACT_IN_FLOAT32 = 1 << 24
+
+
+def multiplier(rule: Requantize, x_scale: np.float32, w_scale: np.ndarray, y_scale: np.float32) -> np.ndarray:
+    """s_x · s_w / s_y as the engine computes it: in float32 step by step, or in float64. Shape of `w_scale`.
+
+    >>> multiplier(FloatMultiplier(), np.float32(0.1), np.float32([0.3]), np.float32(0.7)).dtype
+    dtype('float32')
+    """
+    if isinstance(rule, FloatMultiplier):
+        return np.asarray((np.float32(x_scale) * w_scale.astype(np.float32)) / np.float32(y_scale), dtype=np.float32)
+    return np.asarray(np.float64(x_scale) * w_scale.astype(np.float64) / np.float64(y_scale))
+
+
+def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) -> Tensor:
+    """The integers of the output: round(acc · factor) + z, clipped to the levels; float32.
+
+    `acc` holds exact integers as float32 (below 2^24), float64 or int64; `factor` broadcasts against it.
+    """
+    low, high = output.low - output.zero_point, output.high - output.zero_point
+    match rule:
+        case FloatMultiplier():
+            v = _as_float32(acc) * factor.to(torch.float32)
+            return v.clamp_(low, high).round_().add_(output.zero_point)
+        case FixedPoint(double_rounding=double):
+            v = fixed_point(acc, factor, double_rounding=double)
+        case Shift(half_even=half_even):
+            v = shift(acc, factor, half_even=half_even)
+    return v.clamp(low, high).add_(output.zero_point).to(torch.float32)
+
+
+def fixed_point(acc: Tensor, factor: Tensor, *, double_rounding: bool) -> Tensor:
+    """acc · factor with factor = m · 2^(e - 31), 2^30 <= m < 2^31; int64.
+
+    Double rounding is gemmlowp's SaturatingRoundingDoublingHighMul (half away from zero) followed by
+    RoundingDivideByPOT (half away from zero); a left shift, where e > 0, comes first. Single rounding adds half
+    and shifts once.
+    """
+    mantissa, exponent = torch.frexp(factor.to(torch.float64))
+    m = (mantissa * 2.0**31).round().to(torch.int64)
+    e = exponent.to(torch.int64) + (m == 1 << 31)
+    m = torch.where(m == 1 << 31, m >> 1, m)
+    acc = _as_int64(acc)
+    if not double_rounding:
+        right = 31 - e
+        if int(right.min()) < 1 or int(right.max()) > 62:
+            raise UnsupportedError("a multiplier outside 2^-31 .. 2^30 has no fixed-point form")
+        return (acc * m + (torch.ones_like(right) << (right - 1))) >> right
+    right = (-e).clamp(min=0)
+    product = (acc << e.clamp(min=0)) * m
+    nudged = product + torch.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    high = torch.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
+    mask = (torch.ones_like(right) << right) - 1
+    threshold = (mask >> 1) + (high < 0)
+    return (high >> right) + ((high & mask) > threshold)
+
+
+def shift(acc: Tensor, factor: Tensor, *, half_even: bool) -> Tensor:
+    """acc · 2^-k, ties up or to even; float64, exact. Raises UnsupportedError where `factor` is no power of two."""
+    mantissa, _ = torch.frexp(factor.to(torch.float64))
+    if not bool((mantissa == 0.5).all()):
+        raise UnsupportedError(
+            "arithmetic by shifts needs scales that are powers of two: give the scheme scale=PowerOfTwo()"
+        )
+    v = acc.to(torch.float64) * factor.to(torch.float64)
+    return v.round_() if half_even else v.add_(0.5).floor_()
+
+
+def quantize(x: Tensor, output: Format) -> Tensor:
+    """QuantizeLinear: rint(x / s) + z with a true division, clipped; NaN becomes the lowest level, as in MLAS."""
+    v = x.to(torch.float32) / float(output.scale)
+    v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    return v.clamp_(output.low - output.zero_point, output.high - output.zero_point).round_().add_(output.zero_point)
+
+
+def wrap32(acc: Tensor) -> Tensor:
+    """What an int32 register holds after `acc`, int64, was added up in it."""
+    return ((acc + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+
+
+def _as_float32(acc: Tensor) -> Tensor:
+    return acc.to(torch.float32)  # from float64 and int64 this rounds to nearest even, as cvtdq2ps does
+
+
+def _as_int64(acc: Tensor) -> Tensor:
+    return acc.round().to(torch.int64) if acc.is_floating_point() else acc
