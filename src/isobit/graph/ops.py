@@ -9,7 +9,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from isobit.graph.attention import Attention
+from isobit.graph.deployed import ActivationQuantizer, GlobalAveragePool
 from isobit.graph.names import function_name
+from isobit.graph.slots import Slot
 
 MEANINGS: Mapping[str, str] = {
     "input": "an input of the network",
@@ -52,6 +54,7 @@ MEANINGS: Mapping[str, str] = {
     "max_pool": "largest value of a window",
     "avg_pool": "mean of a window",
     "global_avg_pool": "mean over both spatial axes",
+    "quantize": "a quantizer of a prepared or deployed network",
     "mean": "mean over other axes",
     "interpolate": "changes the resolution",
     "identity": "returns its input: identity, contiguous, clone, a cast to the same type",
@@ -88,6 +91,8 @@ MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] =
     (Attention, "attention"),
     (pooling._MaxPoolNd, "max_pool"),
     (pooling._AdaptiveMaxPoolNd, "max_pool"),
+    (GlobalAveragePool, "global_avg_pool"),
+    ((Slot, ActivationQuantizer), "quantize"),
     (pooling._AvgPoolNd, "avg_pool"),
     (pooling._AdaptiveAvgPoolNd, "avg_pool"),
     (nn.Upsample, "interpolate"),
