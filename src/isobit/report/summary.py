@@ -143,6 +143,12 @@ def weakest(record: RunRecord) -> LayerRecord | None:
     return min(measured, key=lambda layer: layer.sqnr_db or 0.0, default=None)
 
 
+def most_sensitive(record: RunRecord) -> LayerRecord | None:
+    """The layer that alone causes the most noise."""
+    measured = [x for x in record.layers if x.sensitivity is not None and not math.isnan(x.sensitivity)]
+    return max(measured, key=lambda layer: layer.sensitivity or 0.0, default=None)
+
+
 def bit_widths(record: RunRecord) -> list[tuple[str, int]]:
     """Pairs of weight and activation bits and how many layers have them, the most frequent first.
 

@@ -23,7 +23,7 @@ function drawHistogram(svg, tensor, logarithmic) {
   const thin = Math.ceil(decades.length / 5);
   rules(svg, logarithmic ? decades.filter((_, i) => i % thin === 0) : ticks(0, most, 4).filter((t) => t > 0), y, plot, short);
   drawClip(svg, tensor, x, plot);
-  const step = (high - low) / counts.length;
+  const step = (high - low) / counts.length || (last - first) / 50; // a constant tensor has no width of its own
   let path = "";
   counts.forEach((c, i) => {
     if (c > 0) path += `M${x(low + i * step).toFixed(2)} ${plot.top + plot.height}V${y(c).toFixed(2)}H${x(low + (i + 1) * step).toFixed(2)}V${plot.top + plot.height}Z`;
@@ -32,7 +32,7 @@ function drawHistogram(svg, tensor, logarithmic) {
   drawFoot(svg, tensor, x, plot, ticks(first, last, width < 380 ? 4 : 6));
   const total = counts.reduce((a, b) => a + b, 0) || 1;
   return {
-    left: x(low), top: plot.top, width: x(high) - x(low), height: plot.height, count: counts.length,
+    left: x(low), top: plot.top, width: x(low + step * counts.length) - x(low), height: plot.height, count: counts.length,
     start: counts.indexOf(most), choose: null,
     text: (i) => `${digits(low + i * step)} to ${digits(low + (i + 1) * step)}\n${whole(counts[i])} values, ${percent(counts[i] / total)}`,
   };

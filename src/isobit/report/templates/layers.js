@@ -65,6 +65,9 @@ function drawOverview(svg, layers, order, key, chosen, choose) {
     element(svg, "rect", {class: `mark${metric.heat ? " heat" : ""}${index === chosen ? " chosen" : ""}`,
                           x: x.toFixed(2), width: thick.toFixed(2), y: top.toFixed(2), height: Math.max(1, bottom - top).toFixed(2)});
   });
+  if (order.length && !order.some((index) => metric.value(layers[index]) !== null)) {
+    element(svg, "text", {x: plot.left + plot.width / 2, y: plot.top + plot.height / 2, "text-anchor": "middle"}, `not measured: ${metric.label}`);
+  }
   element(svg, "line", {class: "axis", x1: plot.left, x2: plot.left + plot.width, y1: Math.round(base) + 0.5, y2: Math.round(base) + 0.5});
   return {...plot, count: order.length, start: Math.max(0, order.indexOf(chosen)),
           text: (i) => layerText(layers[order[i]], key), choose: (i) => choose(order[i])};
@@ -127,15 +130,11 @@ function layerSection(section, layers) {
   };
 
   for (const head of section.querySelectorAll("th[data-sort]")) {
-    const key = head.dataset.sort, button = document.createElement("button");
-    Object.assign(button, {type: "button", className: "sort-head", textContent: head.textContent});
-    head.replaceChildren(button);
-    button.addEventListener("click", () => sortBy(key, state.sort === key ? !state.down : DESCENDING.has(key)));
+    const key = head.dataset.sort;
+    buttonIn(head, "sort-head").addEventListener("click", () => sortBy(key, state.sort === key ? !state.down : DESCENDING.has(key)));
   }
   rows.forEach((row, i) => {
-    const cell = row.querySelector("th.name"), button = document.createElement("button");
-    Object.assign(button, {type: "button", className: "pick", textContent: cell.textContent});
-    cell.replaceChildren(button);
+    buttonIn(row.querySelector("th.name"), "pick");
     row.addEventListener("click", () => choose(i, false));
   });
   part(".metric").addEventListener("change", (event) => {
@@ -154,9 +153,18 @@ function layerSection(section, layers) {
   choose(0, false);
 }
 
+// Turn a cell's text into a button, so that the keyboard reaches it
+function buttonIn(cell, className) {
+  const button = document.createElement("button");
+  Object.assign(button, {type: "button", className, textContent: cell.textContent});
+  cell.replaceChildren(button);
+  return button;
+}
+
+// The panel of the chosen layer
 function detailOf(box) {
   const part = (selector) => box.querySelector(selector);
-  let log = false, charts = [];
+  let log = true, charts = [];
   const draw = () => charts.forEach((chart) => { chart.plot = drawHistogram(chart.svg, chart.tensor, log); });
   const resized = new ResizeObserver(draw);
   const scaleTo = (value) => {
@@ -194,7 +202,7 @@ function tensorCard(list, tensor) {
   const card = element(list, "div", {class: "tensor"});
   const head = element(card, "h4", {}, tensor.role === "weight" ? "Weight" : "Activation");
   element(head, "small", {class: "name"}, tensor.name);
-  element(head, "small", {}, `${tensor.bits} bits, ${tensor.scheme}`);
+  element(head, "small", {}, tensor.scheme.includes(tensor.bits) ? tensor.scheme : `${tensor.bits} bits, ${tensor.scheme}`);
   let chart = [];
   if (tensor.histogram) {
     const svg = document.querySelector("svg").cloneNode(false);
