@@ -224,7 +224,8 @@ def bounded() -> RunRecord:
         ),
         float_islands=("layer4.1.add", "avgpool"),
         risks=(
-            OverflowRisk(layer="layer1.0.conv1", kind="pair", channels=tuple(range(3, 40, 3)), worst=64_770, limit=32_767),
+            OverflowRisk(layer="layer1.0.conv1", kind="pair", channels=tuple(range(3, 33, 3)),
+                         worst=64_770, limit=32_767),
             OverflowRisk(layer="fc", kind="accumulator", channels=(17,), worst=2_400_111_222, limit=2_147_483_647),
         ),
     )  # fmt: skip
