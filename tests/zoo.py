@@ -167,5 +167,7 @@ def small_networks() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
                     module.running_var.uniform_(0.5, 1.5)
                     nn.init.uniform_(module.weight, 0.5, 1.5)
                     nn.init.normal_(module.bias, 0, 0.2)
+                if isinstance(network, (Vit, Bert)) and isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, 0, 0.3)  # so that attention is not flat
             network.eval()
     return networks
