@@ -78,6 +78,9 @@ def _private(model: nn.Module) -> tuple[nn.Module, list[str]]:
         raise ModelError("this is the result of torch.compile: give the network itself, and compile it afterwards")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ModelError(f"this is a {type(model).__name__} wrapper: give the network inside it, `model.module`")
+    lazy = [k for k, p in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ModelError(f"{lazy[0]} has no shape yet, its layer is lazy: run it once on real data before")
     try:
         root = copy.deepcopy(model)
     except Exception as error:
@@ -143,10 +146,10 @@ def _traced(root: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type
         reason = str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__
         return graph, "symbolic_trace", [f"torch.export failed, torch.fx traced it instead: {reason}"]
     except Exception:
-        raise refused(first, root) from first
+        raise refused(first, root, samples) from first
 
 
-def refused(error: Exception, root: nn.Module) -> CaptureError:
+def refused(error: Exception, root: nn.Module, samples: Samples) -> CaptureError:
     """The error that says where a network cannot be captured and what to do."""
     parts = [f"model.{name}" for name, child in root.named_children() if not is_leaf(child)][:3]
     advice = " and ".join(parts) if len(parts) > 1 else "model.backbone and model.head"
@@ -155,6 +158,7 @@ def refused(error: Exception, root: nn.Module) -> CaptureError:
     return CaptureError(
         f"{type(root).__name__} cannot be captured: {text[0] if text else type(error).__name__}\n"
         + (f"  at {place}\n" if place else "")
+        + f"  with an example of shape {samples.shapes()}\n"
         + f"What to do: capture its parts, such as {advice}, separately and plug them back; or keep the module that "
         "this line belongs to as one float node with capture(…, leaves=(ItsClass,))"
     )

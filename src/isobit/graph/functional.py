@@ -30,6 +30,7 @@ FUNCTIONS: dict[Any, str] = {
     aten.feature_dropout.default: "feature_dropout", F.dropout1d: "feature_dropout",
     F.dropout2d: "feature_dropout", F.dropout3d: "feature_dropout",
     aten.alpha_dropout.default: "alpha_dropout", F.alpha_dropout: "alpha_dropout",
+    aten.softmax.int: "softmax",
     aten.scaled_dot_product_attention.default: "attention", F.scaled_dot_product_attention: "attention",
 }  # fmt: skip
 """Functions that become modules."""
@@ -63,6 +64,8 @@ def modules_for_functions(graph: fx.Graph, root: nn.Module) -> None:
             continue
         if kind in _OPERANDS:
             _use_owner(graph, node, root, kind, arguments, claimed)
+        elif kind == "softmax":
+            _drop_weights(graph, node, root)
         elif kind == "attention":
             _use_attention(graph, node, root, arguments)
         else:
@@ -81,15 +84,21 @@ def normalised(node: fx.Node, root: nn.Module) -> Arguments | None:
     return None if found is None else dict(found.kwargs)
 
 
-def add_child(root: nn.Module, owner: str, name: str, module: nn.Module) -> str:
-    """Put `module` below `owner` under a free name and return its dotted name."""
+def add_child(root: nn.Module, owner: str, name: str, module: nn.Module, kind: str = "") -> str:
+    """Put `module` below `owner` under a free name, with `kind` behind it where it is taken; return the dotted name."""
     parent = root.get_submodule(owner)
     free, count = name, 1
-    while free in parent._modules or free in parent._parameters or free in parent._buffers or free in dir(parent):
+    if kind and _taken(parent, free):
+        free = name = f"{name}_{kind}"
+    while _taken(parent, free):
         count += 1
         free = f"{name}_{count}"
     parent.add_module(free, module)
     return f"{owner}.{free}" if owner else free
+
+
+def _taken(parent: nn.Module, name: str) -> bool:
+    return name in parent._modules or name in dir(parent)
 
 
 def _call(graph: fx.Graph, node: fx.Node, target: str, args: tuple[Any, ...]) -> None:
@@ -128,6 +137,19 @@ def _use_attention(graph: fx.Graph, node: fx.Node, root: nn.Module, arguments: A
     _call(graph, node, add_child(root, owner, "attention", made), args)
 
 
+def _drop_weights(graph: fx.Graph, node: fx.Node, root: nn.Module) -> None:
+    """nn.MultiheadAttention that returns its weights drops some of them, but calls no dropout at all in eval mode."""
+    owner = owner_path(node)
+    module = root.get_submodule(owner)
+    if not isinstance(module, nn.MultiheadAttention) or not module.dropout:
+        return
+    target = add_child(root, owner, "weight_dropout", nn.Dropout(module.dropout).train(module.training))
+    with graph.inserting_after(node):
+        new = graph.create_node("call_module", target, (node,))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
 def dropout_of(module: nn.Module) -> float:
     """The dropout rate that an attention module applies in train mode, by the names that libraries give it."""
     for name in ("dropout", "attn_drop", "attn_dropout", "attention_dropout", "dropout_p", "dropout_prob"):
@@ -161,12 +183,12 @@ def _use_owner(
     same = all(p.rpartition(".")[2] == n for n, p in paths.items()) and all(
         tensors[n] is module._parameters.get(n, module._buffers.get(n)) for n in names
     )
-    if same and isinstance(module, type(plain)) and claimed.setdefault(owner, settings) == settings:
+    if same and owner and isinstance(module, type(plain)) and claimed.setdefault(owner, settings) == settings:
         _make_plain(module, plain)
         target = owner
     else:
         stem = paths["weight"].rpartition(".")[2].removesuffix("weight").strip("_") if "weight" in paths else ""
-        target = add_child(root, owner, stem or kind, _borrowing(plain, tensors).train(module.training))
+        target = add_child(root, owner, stem or kind, _borrowing(plain, tensors, module).train(module.training), kind)
     _call(graph, node, target, (arguments["input"],))
 
 
@@ -193,7 +215,7 @@ def _make_plain(module: nn.Module, plain: nn.Module) -> None:
     module.__dict__.update({k: v for k, v in owned.items() if not k.startswith("_backward")})
 
 
-def _borrowing(plain: nn.Module, tensors: Tensors) -> nn.Module:
+def _borrowing(plain: nn.Module, tensors: Tensors, owner: nn.Module) -> nn.Module:
     """`plain` with parameters that belong to its parent, and without keys of its own in state_dict."""
     for name, value in tensors.items():
         if name in plain._parameters:
@@ -203,6 +225,8 @@ def _borrowing(plain: nn.Module, tensors: Tensors) -> nn.Module:
                 plain.register_buffer(name, value, persistent=False)
         elif name in plain._buffers:
             plain._buffers[name] = value
+    if isinstance(plain, nn.modules.batchnorm._BatchNorm):
+        plain._buffers["num_batches_tracked"] = owner._buffers.get("num_batches_tracked")
     plain.register_state_dict_post_hook(_drop_keys)  # type: ignore[no-untyped-call]
     plain.register_load_state_dict_pre_hook(_fill_keys)  # type: ignore[no-untyped-call]
     return plain

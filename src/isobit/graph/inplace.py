@@ -14,6 +14,28 @@ _SCATTER: dict[Any, Any] = {
 }
 
 
+Maker = Callable[[fx.Graph, fx.Node], fx.Node]
+
+
+def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """`x.copy_(y)`: y in the shape and type of x; aten.copy has no derivative."""
+    old, value = node.args[0], node.args[1]
+    like, given = (n.meta.get("val") for n in (old, value))
+    if like is None or given is None or like.dtype != given.dtype:
+        value = graph.call_function(aten.type_as.default, (value, old))
+    if like is None or given is None or str(like.shape) != str(given.shape):
+        value = graph.call_function(aten.expand_as.default, (value, old))
+    return graph.call_function(aten.clone.default, (value,))
+
+
+def _zeroed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return graph.call_function(aten.zeros_like.default, (node.args[0],))
+
+
+_OWN: dict[Any, Maker] = {aten.copy_.default: _copied, aten.zero_.default: _zeroed}
+"""Operators whose own pure form cannot be trained."""
+
+
 def functionalise(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[fx.Node]:
     """Replace `x.add_(y)`, `x[:, 0] = y` and modules with `inplace=True`; return the nodes that had to stay.
 
@@ -38,27 +60,32 @@ def functionalise(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[fx.Nod
     return kept
 
 
-def _maker(graph: fx.Graph, pure: Any) -> Callable[[fx.Node], fx.Node]:
+def _maker(graph: fx.Graph, pure: Maker) -> Callable[[fx.Node], fx.Node]:
     def make(old: fx.Node) -> fx.Node:
         with graph.inserting_before(old):
-            new = graph.call_function(pure, old.args, old.kwargs)
+            new = pure(graph, old)
         new.meta = dict(old.meta)
         return new
 
     return make
 
 
-def _pure(target: Any) -> Any | None:
+def _pure(target: Any) -> Maker | None:
     """The operator that computes the same without writing, None where `target` writes nothing or has none."""
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return None
+    if target in _OWN:
+        return _OWN[target]
     name = target._schema.name.split("::")[1]
     if not name.endswith("_") or target.namespace != "aten":
         return None
     try:
-        return getattr(getattr(aten, name[:-1]), target._overloadname)
+        pure = getattr(getattr(aten, name[:-1]), target._overloadname)
     except AttributeError:
         return None
+    if torch.Tag.generated in pure.tags:  # made by a code generator, without a derivative
+        return None
+    return lambda graph, old: graph.call_function(pure, old.args, old.kwargs)
 
 
 def _promotes(node: fx.Node) -> bool:
