@@ -11,7 +11,9 @@ from isobit.core.artifact import Artifact
 class Exporter(Protocol):
     """Frozen settings that write a prepared model as a file of one format."""
 
-    format: str
+    @property
+    def format(self) -> str:
+        """Its key in `EXPORTERS`."""
 
     def export(self, model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Artifact:
         """Write the file; it holds the same integers as the model."""

@@ -16,15 +16,14 @@ def merge_pads(graph: ir.Graph) -> int:
     count = 0
     for pad in [n for n in graph if n.op_type == "Pad"]:
         amounts = _constant_pads(pad)
-        uses = pad.outputs[0].uses()
+        uses = list(pad.outputs[0].uses())
         if amounts is None or len(uses) != 1 or pad.outputs[0].is_graph_output():
             continue
         conv, index = uses[0]
         if (
             conv.op_type != "Conv"
             or index != 0
-            or ("auto_pad" in conv.attributes
-            and conv.attributes["auto_pad"].as_string() != "NOTSET")
+            or ("auto_pad" in conv.attributes and conv.attributes["auto_pad"].as_string() != "NOTSET")
         ):
             continue
         spatial = len(amounts) // 2 - 2

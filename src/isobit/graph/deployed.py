@@ -69,7 +69,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any."""
-        return quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+        y: Tensor = quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+        return y
 
 
 @final
@@ -107,13 +108,15 @@ class IntegerWeight(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight's values on the grid."""
-        return dequantize(self.q, self.scale, self.zero_point, self.axis, self.block)
+        weight: Tensor = dequantize(self.q, self.scale, self.zero_point, self.axis, self.block)
+        return weight
 
     def bias(self) -> Tensor | None:
         """The bias's values on the grid of the accumulator; in float where the input has no integer scale."""
+        bias: Tensor | None = self.float_bias
         if "bias_q" in self._buffers:
-            return dequantize(self.bias_q, self.bias_scale, self.bias_zero_point, 0, 0)
-        return self.float_bias
+            bias = dequantize(self.bias_q, self.bias_scale, self.bias_zero_point, 0, 0)
+        return bias
 
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
@@ -155,13 +158,13 @@ class DeployedConv(nn.Module):
                 weight,
                 bias,
                 self.stride,
-                self.padding,
+                self.padding,  # type: ignore[arg-type]
                 self.output_padding,
                 self.groups,
-                self.dilation,  # type: ignore[arg-type]
+                self.dilation,
             )
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 @final
@@ -183,4 +186,5 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return global_average_pool(x)
+        y: Tensor = global_average_pool(x)
+        return y

@@ -38,7 +38,8 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block: int) -> Te
 @torch.library.custom_op("isobit::global_average_pool", mutates_args=())
 def global_average_pool(x: Tensor) -> Tensor:
     """The mean over all spatial positions, kept as one op: (n, c, h, w) → (n, c, 1, 1). GlobalAveragePool."""
-    return x.mean((2, 3), keepdim=True)
+    mean: Tensor = x.mean((2, 3), keepdim=True)
+    return mean
 
 
 @global_average_pool.register_fake
@@ -51,7 +52,7 @@ def _global_average_pool_setup(ctx: torch.autograd.function.FunctionCtx, inputs:
 
 
 def _global_average_pool_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-    shape = ctx.shape  # type: ignore[attr-defined]
+    shape: torch.Size = ctx.shape  # type: ignore[attr-defined]
     return (grad / (shape[2] * shape[3])).expand(shape)
 
 

@@ -67,7 +67,7 @@ class _Conv(nn.modules.conv._ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer, with a quantized weight."""
-        return self._conv_forward(x, self.weight_slot(self.weight), self.bias)  # type: ignore[operator, no-any-return]
+        return self._conv_forward(x, self.weight_slot(self.weight), self.bias)
 
 
 @final
@@ -99,9 +99,9 @@ class QuantizedConvTranspose2d(nn.ConvTranspose2d):
             x,
             self.weight_slot(self.weight),
             self.bias,
-            self.stride,  # type: ignore[arg-type]
+            self.stride,
             self.padding,  # type: ignore[arg-type]
-            self.output_padding,  # type: ignore[arg-type]
+            self.output_padding,
             self.groups,
             self.dilation,
         )

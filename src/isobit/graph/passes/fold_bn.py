@@ -61,7 +61,8 @@ def fold_batch_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, *, 
     float64; raises IsobitError beyond `TOLERANCE`.
     """
     weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor) and norm.running_mean is not None and norm.running_var is not None
+    assert isinstance(weight, Tensor) and not isinstance(bias, nn.Module)
+    assert norm.running_mean is not None and norm.running_var is not None
     axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
     inverse = torch.rsqrt(norm.running_var.double() + norm.eps)
     factor = inverse if norm.weight is None else inverse * norm.weight.double()

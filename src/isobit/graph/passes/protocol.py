@@ -19,9 +19,17 @@ class PassReport:
 class Pass(Protocol):
     """A pass over a captured model."""
 
-    name: str
-    requires: str
-    ensures: str
+    @property
+    def name(self) -> str:
+        """Its key in `PASSES`."""
+
+    @property
+    def requires(self) -> str:
+        """What has to hold before."""
+
+    @property
+    def ensures(self) -> str:
+        """What holds afterwards."""
 
     def apply(self, model: fx.GraphModule) -> PassReport:
         """Change the model in place; a second run changes nothing."""

@@ -1,0 +1,77 @@
+"""A recipe: everything that fixes the result of a quantization, as plain values with names in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from isobit.algorithms.post_training import PostTraining, Preparing
+from isobit.core.errors import SettingError
+from isobit.graph.rules import Rules
+from isobit.observers import OBSERVERS, ObserverSettings
+from isobit.quantizers import QUANTIZERS, QuantizerSettings
+from isobit.recipes.table import look_up
+from isobit.targets import TARGETS, Profile
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What `isobit.quantize` does, in the form that recipe files and results hold.
+
+    Bits are the target's own where they are None. An observer that is None is `min_max` at 8 bits and `mse`
+    below, where clipping the tails pays; a quantizer that brings its own initial values overrides that.
+    `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`.
+    """
+
+    target: str
+    format: int = FORMAT
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    weight_quantizer: str = "fixed"
+    activation_quantizer: str = "fixed"
+    weight_observer: str | None = None
+    activation_observer: str | None = None
+    observers: Mapping[str, str] = field(default_factory=dict)
+    keep_float: tuple[str, ...] = ()
+    quantize: tuple[str, ...] = ()
+    layer_bits: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise SettingError(f"this isobit reads recipes of format {FORMAT}, this one has format {self.format}")
+
+    def profile(self) -> Profile:
+        """The target at the recipe's widths."""
+        profile = look_up("target", TARGETS, self.target)
+        return profile.with_bits(weight=self.weight_bits, activation=self.activation_bits)
+
+    def rules(self) -> Rules:
+        """The exceptions by layer."""
+        return Rules(keep_float=self.keep_float, quantize=self.quantize, bits=self.layer_bits)
+
+    def preparing(self) -> Preparing:
+        """The settings of the preparation."""
+        weight = look_up("quantizer", QUANTIZERS, self.weight_quantizer)()
+        activation = look_up("quantizer", QUANTIZERS, self.activation_quantizer)()
+        return Preparing(weight=weight, activation=activation, rules=self.rules())
+
+    def post_training(self) -> PostTraining:
+        """The settings of post-training quantization."""
+        profile, preparing = self.profile(), self.preparing()
+        return PostTraining(
+            weight_observer=_observer(self.weight_observer, preparing.weight, profile.weight.bits),
+            activation_observer=_observer(self.activation_observer, preparing.activation, profile.activation.bits),
+            observers={name: look_up("observer", OBSERVERS, value)() for name, value in self.observers.items()},
+            preparing=preparing,
+            seed=self.seed,
+        )
+
+
+def _observer(name: str | None, quantizer: QuantizerSettings, bits: int) -> ObserverSettings:
+    if name is None:
+        name = quantizer.observer
+        if name == "min_max" and bits < 8:
+            name = "mse"
+    found: ObserverSettings = look_up("observer", OBSERVERS, name)()
+    return found

@@ -1,0 +1,105 @@
+"""The main job in three calls: `quantize`, `export`, `verify`. Names and plain values come in, settings go down."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from isobit.algorithms.post_training import prepare as prepare_with
+from isobit.core.artifact import Artifact
+from isobit.core.batches import Batch, Data, as_batch
+from isobit.core.errors import CalibrationError, SettingError
+from isobit.core.progress import Progress, silent
+from isobit.export import EXPORTERS
+from isobit.recipes.codec import decode, encode
+from isobit.recipes.recipe import Recipe
+from isobit.recipes.table import look_up
+
+
+def quantize(
+    net: nn.Module, data: Data, *, target: str, bits: int | None = None, progress: Progress = silent, **settings: Any
+) -> fx.GraphModule:
+    """Quantize a trained network for a named target from calibration data, without training.
+
+    `data` yields batches: tensors, `(inputs, labels)` or dicts; 64 to 1,024 samples are usual. `bits` sets the
+    width of weights and activations at once; every other field of `Recipe` can be given by its name. The result
+    is a module that computes what will be deployed; the network itself is left as it was.
+
+    Raises UnknownNameError, SettingError, CaptureError, CalibrationError or UnsupportedError, each with the layer
+    and what to do.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> model = quantize(net, [torch.randn(16, 3, 8, 8)], target="onnxruntime-x86")
+    >>> model(torch.randn(5, 3, 8, 8)).shape
+    torch.Size([5, 10])
+    """
+    return quantize_with(net, data, recipe(target=target, bits=bits, **settings), progress=progress)
+
+
+def recipe(*, target: str, bits: int | None = None, **settings: Any) -> Recipe:
+    """The recipe of these settings; raises UnknownNameError for a key that a recipe does not have."""
+    if bits is not None:
+        clash = {"weight_bits", "activation_bits"} & settings.keys()
+        if clash:
+            raise SettingError(f"give either bits or {sorted(clash)[0]}, not both")
+        settings |= {"weight_bits": bits, "activation_bits": bits}
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items() if v is not None}
+    return decode(Recipe, {"target": target, **plain})
+
+
+def quantize_with(net: nn.Module, data: Data, recipe: Recipe, *, progress: Progress = silent) -> fx.GraphModule:
+    """`quantize` with a recipe."""
+    settings, profile = recipe.post_training(), recipe.profile()
+    first, data = _peek(data)
+    example = tuple(x[:2] for x in first.inputs)
+    model = settings.apply(net, example, data, profile, progress=progress)
+    model.meta["example"], model.meta["recipe"] = example, encode(recipe)
+    return model
+
+
+def prepare(
+    net: nn.Module, example: Tensor | tuple[Tensor, ...], *, target: str, bits: int | None = None, **settings: Any
+) -> fx.GraphModule:
+    """A captured copy of the network with quantizers in place, to be calibrated and trained; see `Recipe`."""
+    settings_now = recipe(target=target, bits=bits, **settings)
+    inputs = example if isinstance(example, tuple) else (example,)
+    model = prepare_with(net, inputs, settings_now.profile(), settings_now.preparing())
+    model.meta["example"], model.meta["recipe"] = tuple(x[:2] for x in inputs), encode(settings_now)
+    return model
+
+
+def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> Artifact:
+    """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
+
+    The file holds integer weights and biases, and names its target, recipe and integers in its metadata.
+    """
+    exporter = look_up("exporter", EXPORTERS, format)()
+    return exporter.export(model, path, example=example_of(model))
+
+
+def example_of(model: fx.GraphModule) -> tuple[Tensor, ...]:
+    """The example inputs that a model was captured with."""
+    found = model.meta.get("example")
+    if not isinstance(found, tuple):
+        raise SettingError("this model was not made by isobit.quantize or isobit.prepare: it carries no example input")
+    return found
+
+
+def _peek(data: Data) -> tuple[Batch, Data]:
+    """The first batch that holds samples, and the data again from its start, also where it can be read only once."""
+    if isinstance(data, Tensor):
+        data = [data]
+    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
+        raise CalibrationError(f"calibration data has to be batches of tensors, got {type(data).__name__}")
+    walk: Iterator[Any] = iter(data)
+    skipped: list[Any] = []
+    for item in walk:
+        batch = as_batch(item)
+        skipped.append(item)
+        if batch.inputs and batch.inputs[0].dim() and batch.size:
+            again = itertools.chain(skipped, walk) if walk is data else data
+            return batch, again
+    raise CalibrationError("the calibration data is empty: give at least one sample (64 to 1,024 are usual)")
