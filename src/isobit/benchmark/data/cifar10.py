@@ -74,7 +74,7 @@ def read_cifar10_binary(
     how = normalization(normalize)
     folder = Path(folder)
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    parts = [_records(folder, name) for name in names if split == "test" or name == names[0] or _exists(folder, name)]
+    parts = [_records(folder, name) for name in names]
     first = np.cumsum([0, *(len(part) for part in parts)])
 
     def record(index: int) -> Array:
@@ -87,10 +87,6 @@ def read_cifar10_binary(
         return how.apply(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), _labels(records[:, 0])
 
     return Dataset(read, samples=int(first[-1]), batch_size=batch_size, name=f"CIFAR-10 {split} of {folder}")
-
-
-def _exists(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.bin").is_file()
 
 
 def _records(folder: Path, name: str) -> Array:
