@@ -31,7 +31,7 @@ def read_npz(path: str | Path, *, pixels: Normalization | str | None = None, bat
     label_name = next((key for key in _LABELS if key in keys), None)
     if name is None:
         near = _near(_INPUTS, keys)
-        hint = f"did you mean {near!r}? Rename it" if near else f"rename one of: {', '.join(keys) or 'it is empty'}"
+        hint = f"did you mean {near!r}? Rename it" if near else f"it holds {', '.join(keys) or 'nothing'}"
         raise CalibrationError(f"{path} holds no array x or images; {hint}")
     if label_name is None and (near := _near(_LABELS, keys)):
         raise CalibrationError(f"{path} holds no labels y or labels; did you mean {near!r}? Rename it")
@@ -52,7 +52,7 @@ def read_npz(path: str | Path, *, pixels: Normalization | str | None = None, bat
 def _near(names: tuple[str, str], keys: list[str]) -> str:
     """The key that is nearly one of the names, such as `Y` or `label`; "" where there is none."""
     for name in names:
-        if near := get_close_matches(name, {key.lower() for key in keys}, n=1):
+        if near := get_close_matches(name, [key.lower() for key in keys], n=1):
             return next(key for key in keys if key.lower() == near[0])
     return ""
 
