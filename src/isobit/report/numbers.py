@@ -17,11 +17,13 @@ def count(value: int) -> str:
 def short(value: float | None, *, base_unit: str = "") -> str:
     """Three digits and a decimal prefix.
 
-    >>> short(25557032), short(1814073344), short(117698000, base_unit="B")
-    ('25.6 M', '1.81 G', '118 MB')
+    >>> short(25557032), short(10), short(117698000, base_unit="B")
+    ('25.6 M', '10', '118 MB')
     """
     if value is None:
         return NONE
+    if isinstance(value, int) and abs(value) < 1000:
+        return f"{count(value)} {base_unit}".rstrip()
     size = abs(value)
     for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= power * 0.9995:

@@ -26,7 +26,7 @@ function drawHistogram(svg, tensor, logarithmic) {
   const step = (high - low) / counts.length || (last - first) / 50; // a constant tensor has no width of its own
   let path = "";
   counts.forEach((c, i) => {
-    if (c > 0) path += `M${x(low + i * step).toFixed(2)} ${plot.top + plot.height}V${y(c).toFixed(2)}H${x(low + (i + 1) * step).toFixed(2)}V${plot.top + plot.height}Z`;
+    if (c > 0) path += `M${x(low + i * step).toFixed(2)} ${plot.top + plot.height}V${y(c).toFixed(2)}H${Math.max(x(low + (i + 1) * step), x(low + i * step) + 1).toFixed(2)}V${plot.top + plot.height}Z`;
   });
   element(svg, "path", {class: "mark", d: path});
   drawFoot(svg, tensor, x, plot, ticks(first, last, width < 380 ? 4 : 6));
@@ -40,19 +40,19 @@ function drawHistogram(svg, tensor, logarithmic) {
 
 function drawClip(svg, tensor, x, plot) {
   const [low, high] = tensor.clip;
-  const ends = [[low, plot.left, x(low), "start"], [high, x(high), plot.left + plot.width, "end"]];
-  for (const [value, from, to, side] of ends) {
-    if (!isNumber(value)) continue;
+  const right = plot.left + plot.width, above = plot.top - 9;
+  const outside = [[low, plot.left, x(low)], [high, x(high), right]].filter(([value]) => isNumber(value));
+  for (const [value, from, to] of outside) {
     element(svg, "rect", {class: "outside", x: from, y: plot.top, width: Math.max(0, to - from), height: plot.height});
     element(svg, "line", {class: "clip", x1: x(value), x2: x(value), y1: plot.top - 4, y2: plot.top + plot.height});
-    const middle = (x(low) + x(high)) / 2;
-    const text = {class: "clip-text", x: x(value), y: plot.top - 9, "text-anchor": side};
-    if (x(high) - x(low) < 120) {
-      text["text-anchor"] = side === "start" ? "end" : "start";
-      text.x = side === "start" ? Math.max(x(value) - 3, plot.left + 44) : x(value) + 3;
-      if (middle < plot.left + 60 && side === "start") text.x = plot.left + 44;
-    }
-    element(svg, "text", text, digits(value, 3));
+  }
+  if (outside.length === 2 && x(high) - x(low) < 110) { // two texts would touch: one for both
+    const middle = Math.min(Math.max((x(low) + x(high)) / 2, plot.left + 50), right - 50);
+    element(svg, "text", {class: "clip-text", x: middle, y: above, "text-anchor": "middle"}, `${digits(low, 3)} … ${digits(high, 3)}`);
+    return;
+  }
+  for (const [value] of outside) {
+    element(svg, "text", {class: "clip-text", x: x(value), y: above, "text-anchor": value === low ? "start" : "end"}, digits(value, 3));
   }
 }
 
