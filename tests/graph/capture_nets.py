@@ -57,7 +57,14 @@ class NormAct(nn.BatchNorm2d):
         if self.training:
             self.num_batches_tracked.add_(1)
         x = F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
         )
         return self.act(x)
 

@@ -1,11 +1,13 @@
 """Capture: a network becomes an editable graph that calls the user's own modules under their own names."""
 
 import copy
+import io
+import logging
 import operator
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -13,19 +15,18 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from isobit.core.errors import CaptureError, ModelError
+from isobit.core.errors import ModelError
 from isobit.graph.captured import Captured, CaptureRecord
-from isobit.graph.check import Reference, compare
+from isobit.graph.check import TRACED, Reference, compare
 from isobit.graph.cleanup import clean
 from isobit.graph.functional import modules_for_functions
+from isobit.graph.guards import batch_limits
 from isobit.graph.inplace import functionalise
 from isobit.graph.leaves import Markers, is_leaf, marked
 from isobit.graph.names import name_nodes
+from isobit.graph.refusal import refused
 from isobit.graph.samples import Samples, samples_of
-from isobit.graph.source import line_of_error, line_of_node
-
-TRACED = 13
-"""Samples of the traced batch: prime and rare, so that this number in the graph is a batch size written into it."""
+from isobit.graph.source import line_of_node
 
 
 def capture(
@@ -61,6 +62,7 @@ def capture(
         captured = Captured(root, graph, CaptureRecord(method=method))
         if reference is not None:
             compare(reference, captured, traced=TRACED if dynamic_batch else None)
+        more += [f"the captured graph holds where {limit}" for limit in batch_limits(captured.graph)]
     for name, module in captured.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], modes[""]))
     seconds = time.perf_counter() - start
@@ -127,6 +129,18 @@ def _undisturbed(root: nn.Module) -> Iterator[None]:
                     b.copy_(buffers[name])
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs and prints what it raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 Trace = tuple[fx.Graph, str, list[str]]
 
 
@@ -149,21 +163,6 @@ def _traced(root: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type
         raise refused(first, root, samples) from first
 
 
-def refused(error: Exception, root: nn.Module, samples: Samples) -> CaptureError:
-    """The error that says where a network cannot be captured and what to do."""
-    parts = [f"model.{name}" for name, child in root.named_children() if not is_leaf(child)][:3]
-    advice = " and ".join(parts) if len(parts) > 1 else "model.backbone and model.head"
-    text = str(error).strip().splitlines()
-    place = line_of_error(error)
-    return CaptureError(
-        f"{type(root).__name__} cannot be captured: {text[0] if text else type(error).__name__}\n"
-        + (f"  at {place}\n" if place else "")
-        + f"  with an example of shape {samples.shapes()}\n"
-        + f"What to do: capture its parts, such as {advice}, separately and plug them back; or keep the module that "
-        "this line belongs to as one float node with capture(…, leaves=(ItsClass,))"
-    )
-
-
 def _exported(
     root: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type[nn.Module], ...]
 ) -> tuple[fx.Graph, list[str]]:
@@ -171,7 +170,7 @@ def _exported(
     if dynamic:
         for x in samples.batched():
             shapes[x] = {0: Dim.AUTO}
-    with marked(root, leaves) as markers:
+    with marked(root, leaves) as markers, _quiet():
         program = torch.export.export(
             root, samples.args, samples.kwargs, dynamic_shapes=shapes if dynamic else None, strict=False
         )

@@ -9,8 +9,12 @@ from torch.utils import _pytree as pytree
 
 from isobit.core.errors import CaptureError
 from isobit.graph.captured import Captured
+from isobit.graph.guards import batch_limits
 from isobit.graph.samples import Samples
 from isobit.graph.source import line_of_error, line_of_node
+
+TRACED = 13
+"""Samples of the traced batch: prime and rare, so that this number in the graph is a batch size written into it."""
 
 CHECKED = 3
 """Samples of the check: another number than is traced, and few, because they run in full."""
@@ -90,6 +94,13 @@ def _difference(got: Any, want: Any) -> str:
 
 def _suspect(graph: fx.Graph, traced: int | None, error: Exception | None) -> str:
     """Name the line where the traced batch size became a number of the graph."""
+    limits = batch_limits(graph)
+    if limits:
+        limit = next((x for x in limits if x.equal), limits[0])
+        return (
+            f"the batch size was baked in at {limit.line}\n  where the graph became one for {limit.condition} only "
+            f"({TRACED} samples were traced): let forward take it from x.shape[0], without int() or a choice"
+        )
     if traced is not None:
         for node in graph.nodes:
             numbers = [a for a in pytree.tree_leaves((node.args, node.kwargs)) if type(a) is int]

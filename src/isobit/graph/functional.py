@@ -240,6 +240,7 @@ def _drop_keys(module: nn.Module, state: dict[str, Any], prefix: str, _metadata:
 def _fill_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Each of its tensors is loaded by the parent; here it is loaded with itself."""
     for name, value in (*module._parameters.items(), *module._buffers.items()):
+        state.pop(prefix + name, None)
         if value is not None and name not in module._non_persistent_buffers_set:
             state[prefix + name] = value
 

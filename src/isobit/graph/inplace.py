@@ -20,7 +20,7 @@ Maker = Callable[[fx.Graph, fx.Node], fx.Node]
 def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """`x.copy_(y)`: y in the shape and type of x; aten.copy has no derivative."""
     old, value = node.args[0], node.args[1]
-    like, given = (n.meta.get("val") for n in (old, value))
+    like, given = (n.meta.get("val") for n in (old, value) if isinstance(n, fx.Node))
     if like is None or given is None or like.dtype != given.dtype:
         value = graph.call_function(aten.type_as.default, (value, old))
     if like is None or given is None or str(like.shape) != str(given.shape):
