@@ -71,6 +71,11 @@ class QdqGraph:
         self.parameters[out] = names
         return out
 
+    @property
+    def lowest(self) -> int:
+        """The lowest level."""
+        return int(np.iinfo(self.dtype).min)
+
     def draw_zero_point(self) -> int:
         if self.fixed_zero_point is not None:
             return self.fixed_zero_point

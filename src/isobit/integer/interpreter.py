@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from isobit.core.arithmetic import FLOAT32, Arithmetic
+from isobit.core.arithmetic import FLOAT32, Arithmetic, FloatMultiplier
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
@@ -116,8 +116,13 @@ class Reference:
 
     def _fused(self, step: Step, env: dict[str, Value]) -> Tensor:
         assert step.output is not None
-        kernel = kernels.KERNELS[step.node.op]
-        return kernel(step.node, self._operands(step, env), step.output, self.arithmetic)
+        kernel, operands = kernels.KERNELS[step.node.op], self._operands(step, env)
+        if step.output.signed and isinstance(self.arithmetic.requantize, FloatMultiplier):
+            # ONNX Runtime rewrites int8 activations as uint8 first; where a kernel adds the zero point in float32,
+            # as Add and Mul do, this decides ties.
+            unsigned = [x.twin if isinstance(x, Quantized) else x for x in operands]
+            return kernel(step.node, unsigned, step.output.twin, self.arithmetic) - 128
+        return kernel(step.node, operands, step.output, self.arithmetic)
 
     def _operands(self, step: Step, env: dict[str, Value]) -> list[Quantized | Constant]:
         names = [*(n for n in step.node.inputs if n), *([step.bias] if step.bias else [])]

@@ -60,7 +60,10 @@ class Graph:
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
                 self.readers.setdefault(name, []).append(node)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model).graph
+        except onnx.shape_inference.InferenceError as error:
+            raise ArtifactError(f"not a valid ONNX file: {error}") from error
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         self._ranks = {
             v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")

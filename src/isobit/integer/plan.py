@@ -148,7 +148,7 @@ class Plan:
             return self._to_float(node)
         output = target.output
         if not _same_kind(self._activation_formats(node), output) or (
-            output.signed and not self.arithmetic.signed and node.op in ("Conv", "MatMul")
+            output.signed and not self.arithmetic.signed and start.op in ("Conv", "MatMul")
         ):
             return None
         if node.op == "MatMul" and start is not node:
@@ -164,7 +164,9 @@ class Plan:
     def _to_float(self, node: Node) -> Step | None:
         """Products without a QuantizeLinear behind them: the integer sum is dequantized at once."""
         formats = self._activation_formats(node)
-        if node.op not in ("MatMul", "Gemm") or any(f.signed and not self.arithmetic.signed for f in formats):
+        if node.op not in ("MatMul", "Gemm"):
+            return None
+        if node.op == "MatMul" and any(f.signed for f in formats) and not self.arithmetic.signed:
             return None
         return Step(node, "to_float", result=node.outputs[0])
 

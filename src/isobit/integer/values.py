@@ -22,6 +22,11 @@ class Format:
         """Whether the integers are signed."""
         return self.low < 0
 
+    @property
+    def twin(self) -> "Format":
+        """The unsigned format of the same values: all integers are 128 higher."""
+        return Format(self.scale, self.zero_point + 128, self.low + 128, self.high + 128)
+
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
@@ -50,6 +55,11 @@ class Quantized:
     def floats(self) -> Tensor:
         """The float32 values, as DequantizeLinear computes them: one product, rounded once."""
         return self.centred * float(self.format.scale)
+
+    @property
+    def twin(self) -> "Quantized":
+        """The same values as unsigned integers."""
+        return Quantized(self.q + 128, self.format.twin)
 
 
 @final
