@@ -46,8 +46,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _functions(node: ast.AST, outer: tuple[str, ...]) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for child in ast.iter_child_nodes(node):
-        named = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        names = (*outer, child.name) if named else outer
+        names = outer
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names = (*outer, child.name)
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ".".join(names), child
         yield from _functions(child, names)
