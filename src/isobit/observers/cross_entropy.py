@@ -110,7 +110,7 @@ class CrossEntropyObserver:
 
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""
-        low, high = self._seen.low.double(), self._seen.high.double()
+        low, high = self._seen.low.double().clamp(max=0), self._seen.high.double().clamp(min=0)
         steps = self._settings.steps
         factors = torch.arange(steps, 0, -1, device=low.device, dtype=torch.float64) / steps
         best = self._best(low, high, factors, factors)

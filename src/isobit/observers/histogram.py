@@ -23,7 +23,7 @@ class Histogram:
     True
     """
 
-    candidates: int = 128
+    candidates: int = 64
     bins: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,10 +41,10 @@ def histogram_range(part: HistogramPart, scheme: Scheme, *, candidates: int) -> 
     `candidates` ranges, evenly spread over the path, come first; then every one between the neighbours of the
     best. A symmetric range shrinks at both ends at once.
     """
-    right, left, low, high = part.right, part.left, part.low, part.high
+    right, left, low, high = part.right, part.left, part.low.clamp(max=0), part.high.clamp(min=0)
     if scheme.symmetric:
         right, left = (right + left if scheme.signed else right), torch.zeros_like(left)
-        high = torch.maximum(high, -low) if scheme.signed else high.clamp(min=0)
+        high = torch.maximum(high, -low) if scheme.signed else high
     low_edges, high_edges, start = shrinking_path(right, left)
     low_edges = torch.maximum(low_edges.double(), low[:, None])
     high_edges = torch.minimum(high_edges.double(), high[:, None])
@@ -62,6 +62,7 @@ def histogram_range(part: HistogramPart, scheme: Scheme, *, candidates: int) -> 
     steps = torch.arange(candidates + 1, device=right.device)[None, :]
     chosen = best(start + stride * steps)
     near = torch.arange(-int(stride.max()), int(stride.max()) + 1, device=right.device)[None, :]
+    near = torch.minimum(torch.maximum(near, -stride), stride)  # no row depends on another
     chosen = best(torch.maximum(chosen + near, start))
     return low_edges.gather(1, chosen).squeeze(1), high_edges.gather(1, chosen).squeeze(1)
 

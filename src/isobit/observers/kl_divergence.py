@@ -14,10 +14,13 @@ from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogr
 TIE = 1e-12
 """Divergences closer than this are equal: the last threshold among them is taken, as TensorRT does."""
 
+ONE_SIDED = 0.5**0.5
+"""The share of a range on one side of 0 from which all 2^bits levels are nearer to what that side gets than half."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KlDivergence:
-    """Settings of the KL observer: bins on each side of 0, 2,048 as in TensorRT's own tools.
+    """Settings of the KL observer: bins on each side of 0; None means 2,048, TensorRT's number, or 512 for many scales.
 
     >>> observer = KlDivergence().build(Scheme(bits=8))
     >>> observer.see(torch.cat([torch.linspace(-1, 1, 10001), torch.tensor([4.0])]))
@@ -25,7 +28,7 @@ class KlDivergence:
     True
     """
 
-    bins: int = 2048
+    bins: int | None = None
 
     def build(self, scheme: Scheme) -> "KlDivergenceObserver":
         """An observer that has seen nothing."""
@@ -36,14 +39,18 @@ def kl_range(part: HistogramPart, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The range up to the threshold t of `kl_threshold`, inside what was seen.
 
     Symmetric and signed: t of |x|, over the levels to one side of 0. Symmetric and unsigned: t of max(x, 0).
-    Asymmetric: t of |x|, clipping at t and at -t; over all levels where x has one sign, as after a ReLU, else
-    over the levels to one side of a centred zero point.
+    Asymmetric: t of |x|, clipping at t and at -t; over all levels where nearly the whole range lies on one side
+    of 0, as after a ReLU or SiLU, else over half of them.
     """
     magnitudes = part.right + part.left
     largest = torch.maximum(part.high, -part.low)
     if scheme.symmetric and not scheme.signed:
         magnitudes, largest = part.right, part.high.clamp(min=0)
-    wide = not scheme.signed if scheme.symmetric else (part.low >= 0) | (part.high <= 0)
+    wide = (
+        not scheme.signed
+        if scheme.symmetric
+        else largest > ONE_SIDED * (part.high.clamp(min=0) - part.low.clamp(max=0))
+    )
     wide = torch.as_tensor(wide, device=largest.device).expand_as(largest)
     threshold = torch.empty_like(largest)
     for one_sided in (False, True):
@@ -54,7 +61,7 @@ def kl_range(part: HistogramPart, scheme: Scheme) -> tuple[Tensor, Tensor]:
     threshold = torch.minimum(threshold, largest)
     if scheme.symmetric:
         return (-threshold if scheme.signed else torch.zeros_like(threshold)), threshold
-    return torch.maximum(part.low, -threshold), torch.minimum(part.high, threshold)
+    return part.low.clamp(max=0).maximum(-threshold), part.high.clamp(min=0).minimum(threshold)
 
 
 def group_edges(scheme: Scheme, *, one_sided: bool) -> Tensor:
@@ -80,8 +87,11 @@ def kl_threshold(counts: Tensor, edges: Tensor) -> Tensor:
     - Q = bins[:i] without them; the mass of each group, spread evenly over its non-empty bins;
     - KL(P, Q) = Σ P log(P / Q), both scaled to sum 1; infinite where P > 0 and Q = 0.
 
-    The last of the least wins. Sums of n log n and of the groups come from running sums, so that all thresholds
-    together cost bins · groups instead of bins².
+    The last of the least wins. Thresholds that leave more outside than inside don't count, which TensorRT lacks:
+    where 0 has few values around it, a lone one among them makes both P and Q a single spike, KL = 0.
+
+    Sums of n log n and of the groups come from running sums, so that all thresholds together cost bins · groups
+    instead of bins².
     """
     counts = counts.double()
     last = (counts > 0).double() * torch.arange(1, counts.shape[1] + 1, device=counts.device)
@@ -116,7 +126,7 @@ def _divergences(counts: Tensor, sums: list[Tensor], thresholds: Tensor, bounds:
     log_final = torch.where(final_count > 0, final_level, torch.zeros_like(final_level)).log()
     p_log_q = torch.xlogy(groups, level).sum(2) + torch.where(outside > 0, outside * log_final, 0.0)
     divergence = (p_log_p - p_log_q) / total - total.log() + inside.log()
-    return divergence.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+    return divergence.masked_fill(outside > inside, torch.inf).nan_to_num(nan=torch.inf, neginf=torch.inf)
 
 
 def _last_group(bounds: Tensor) -> Tensor:
@@ -132,7 +142,7 @@ def _n_log_n(n: Tensor) -> Tensor:
 class KlDivergenceObserver:
     """The range of least KL divergence between the histograms before and after quantization; see `kl_range`."""
 
-    def __init__(self, scheme: Scheme, *, bins: int) -> None:
+    def __init__(self, scheme: Scheme, *, bins: int | None) -> None:
         self._histogram = StreamingHistogram(scheme, bins=bins)
 
     def see(self, x: Tensor) -> None:

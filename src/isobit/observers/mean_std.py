@@ -53,15 +53,16 @@ class MeanStdObserver:
         rows = self._seen.see(x)
         if rows is None:
             return
-        variance, mean = torch.var_mean(rows.double(), dim=1, correction=0)
         added = rows.shape[1]
+        mean = rows.sum(1, dtype=torch.float64) / added
+        squares = (rows - mean[:, None]).square_().sum(1)
         if not before:
-            self._mean, self._squares = mean, variance * added
+            self._mean, self._squares = mean, squares
             return
         total = before + added
         delta = mean - self._mean
         self._mean = self._mean + delta * (added / total)
-        self._squares = self._squares + variance * added + delta.square() * (before * (added / total))
+        self._squares = self._squares + squares + delta.square() * (before * (added / total))
 
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""

@@ -12,6 +12,9 @@ from isobit.core.scheme import Scheme
 from isobit.observers.range_error import best_range, quantization_error
 from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
 
+COARSE = 4
+"""Every how many candidates the search looks first."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mse:
@@ -41,27 +44,31 @@ class Mse:
 def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) -> tuple[Tensor, Tensor]:
     """argmin over the factors f of Σ |x - x̂|^power, with the range f · [low, high].
 
-    f = 1, 1 - 1/steps, …, 1/steps, then halves down to one bin, for the sake of lone outliers. An asymmetric
-    range is then shrunk at one end at a time, twice over, from the best of these.
+    f = 1, 1 - 1/steps, …, 1/steps, then halves down to one bin, for the sake of lone outliers; every fourth is tried,
+    then the ones beside the best. An asymmetric range is then shrunk at one end at a time, twice over.
     """
     points, weights = part.points()
     factors = torch.arange(steps, 0, -1, device=points.device, dtype=torch.float64) / steps
     halves = 0.5 ** torch.arange(1, 12, device=points.device, dtype=torch.float64) / steps
     factors = torch.cat([factors, halves])[None, :]
-    lows, highs = part.low[:, None] * factors, part.high[:, None] * factors
+    lows, highs = part.low.clamp(max=0)[:, None] * factors, part.high.clamp(min=0)[:, None] * factors
 
     def best(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         many = max(low.shape[1], high.shape[1])
         low, high = low.expand(-1, many), high.expand(-1, many)
-        return best_range(quantization_error(points, weights, low, high, scheme, power=power), low, high)
+        some = torch.arange(0, many, COARSE, device=low.device).expand(len(low), -1)
+        for near in (torch.zeros_like(some[:1, :1]), torch.arange(1 - COARSE, COARSE, device=low.device)):
+            some = (some + near).clamp(0, many - 1)
+            errors = quantization_error(points, weights, low.gather(1, some), high.gather(1, some), scheme, power=power)
+            some = best_range(errors, some, some)[0][:, None]
+        return low.gather(1, some), high.gather(1, some)
 
     low, high = best(lows, highs)
-    if scheme.symmetric:
-        return low, high
-    for _ in range(2):
-        low, high = best(low[:, None], torch.cat([high[:, None], highs], dim=1))
-        low, high = best(torch.cat([low[:, None], lows], dim=1), high[:, None])
-    return low, high
+    if not scheme.symmetric:
+        for _ in range(2):
+            low, high = best(low, torch.cat([high, highs], dim=1))
+            low, high = best(torch.cat([low, lows], dim=1), high)
+    return low.squeeze(1), high.squeeze(1)
 
 
 @final

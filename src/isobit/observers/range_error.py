@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from isobit.core.fake_quantize import fake_quantize
 from isobit.core.granularity import PerTensor
 from isobit.core.qparams import qparams_of_range
 from isobit.core.rounding import HalfEven, Stochastic
 from isobit.core.scheme import Scheme
 
-WORK = 1 << 18
+WORK = 1 << 17
 """Values quantized at a time."""
 
 
@@ -27,12 +28,12 @@ def quantization_error(
     plain = replace(scheme, granularity=PerTensor(), rounding=rounding)  # a scale that broadcasts as it is
     share = (weights / weights.sum(1, keepdim=True)).float()[:, :, None]
     x = points[:, None, :]
+    q = qparams_of_range(low[:, :, None], high[:, :, None], plain)
     at_once = max(1, WORK // points.numel())
     errors = []
     for first in range(0, low.shape[1], at_once):
         some = slice(first, first + at_once)
-        q = qparams_of_range(low[:, some, None], high[:, some, None], plain)
-        error = q.fake_quantize(x).sub_(x)
+        error = fake_quantize(x, q.scale[:, some], q.zero_point[:, some], plain).sub_(x)
         error = error.square_() if power == 2 else error.abs_().pow_(power)
         errors.append(torch.matmul(error, share).squeeze(2))
     return torch.cat(errors, dim=1)

@@ -110,7 +110,7 @@ class StreamingHistogram:
         width = torch.exp2(exponent.double())
         low, high = self.seen.low.double() / width, self.seen.high.double() / width
         values = torch.cat(self._values, dim=1) if self._values else None
-        size = max(1, (1 << 19) // self.bins)
+        size = max(1, (1 << 16) // self.bins)
         for start in range(0, len(low), size):
             part = slice(start, start + size)
             counts = self._counted.rows(part) if self._counted is not None else _Counts(exponent[part], self.bins)

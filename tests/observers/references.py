@@ -1,0 +1,219 @@
+"""Each observer once more, in plain numpy on all batches at once: what the contract suite compares with."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
+
+from isobit.core.grid import PowersOfTwo
+from isobit.core.qparams import QParams
+from isobit.core.scheme import PowerOfTwo, Scheme
+
+Array = NDArray[np.float64]
+
+BINS = 512
+"""Bins on each side of 0 in all these comparisons, to keep the slow ones short."""
+
+
+def parameters_of(low: float, high: float, scheme: Scheme) -> tuple[float, int]:
+    """Scale and zero point of a range widened to 0; the scheme's sign is settled."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    lowest, highest = scheme.quant_min, scheme.quant_max
+    if scheme.symmetric:
+        scale = (max(high, -low) if scheme.signed else high) / max(highest, 1)
+    else:
+        scale = (high - low) / (highest - lowest)
+    scale = 1.0 if scale == 0 else max(scale, 2.0**-100)
+    if isinstance(scheme.scale, PowerOfTwo):
+        scale = 2.0 ** round(math.log2(scale))
+    scale = float(np.float32(scale))
+    return scale, 0 if scheme.symmetric else int(np.clip(np.rint(lowest - low / scale), lowest, highest))
+
+
+def quantize(x: Array, scale: float, zero_point: int, scheme: Scheme) -> Array:
+    if isinstance(scheme.grid, PowersOfTwo):
+        levels = np.array(scheme.levels, dtype=np.float64)
+        return levels[np.abs(x[..., None] / scale - levels).argmin(-1)] * scale
+    return (np.clip(np.rint(x / scale) + zero_point, scheme.quant_min, scheme.quant_max) - zero_point) * scale
+
+
+def squared_error(x: Array, low: float, high: float, scheme: Scheme) -> float:
+    return float(np.square(x - quantize(x, *parameters_of(low, high, scheme), scheme)).mean())
+
+
+def width_of(x: Array) -> float:
+    return math.ldexp(1.0, math.frexp(float(np.abs(x).max()))[1] - round(math.log2(BINS)))
+
+
+def assert_range(q: QParams, low: float, high: float) -> None:
+    scale, zero_point = parameters_of(low, high, q.scheme)
+    np.testing.assert_allclose(q.scale.item(), scale, rtol=1e-6)
+    assert q.zero_point.item() == zero_point
+
+
+def check_min_max(q: QParams, batches: list[Array]) -> None:
+    x = np.concatenate(batches).ravel()
+    assert_range(q, x.min(), x.max())
+
+
+def check_moving_average(q: QParams, batches: list[Array]) -> None:
+    """The closed form: m = 0.9^(n-1) m_1 + Σ 0.1 · 0.9^(n-i) m_i."""
+    count = len(batches)
+    weights = [0.9 ** (count - 1)] + [0.1 * 0.9 ** (count - 1 - i) for i in range(1, count)]
+    low = sum(w * b.min() for w, b in zip(weights, batches, strict=True))
+    high = sum(w * b.max() for w, b in zip(weights, batches, strict=True))
+    assert_range(q, low, high)
+
+
+def check_percentile(q: QParams, batches: list[Array]) -> None:
+    x = np.concatenate(batches).ravel()
+    width = width_of(x)
+    if q.scheme.symmetric:
+        high = np.quantile(np.abs(x) if q.scheme.signed else np.maximum(x, 0), 0.9999)
+        low = -high if q.scheme.signed else 0.0
+        grow = width * q.scheme.signed
+        narrow = parameters_of(low + grow, high - width, q.scheme)[0]
+        wide = parameters_of(low - grow, high + width, q.scheme)[0]
+    else:
+        low, high = np.quantile(x, [0.00005, 0.99995])
+        narrow, wide = (parameters_of(low + d, high - d, q.scheme)[0] for d in (width, -width))
+        assert abs(q.zero_point.item() - parameters_of(low, high, q.scheme)[1]) <= 1
+    assert narrow * (1 - 1e-6) <= q.scale.item() <= wide * (1 + 1e-6)
+
+
+def check_mse(q: QParams, batches: list[Array]) -> None:
+    """As good as the best of all pairs of 60 lower and 60 upper ends, on the values themselves."""
+    x = np.concatenate(batches).ravel()
+    factors = np.linspace(1, 1 / 60, 60)
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    if q.scheme.symmetric:
+        ranges = [(low * f, high * f) for f in factors]
+    else:
+        ranges = [(low * f, high * g) for f in factors[::3] for g in factors[::2]]
+    assert_error(q, x, min(squared_error(x, *r, q.scheme) for r in ranges))
+
+
+def check_histogram(q: QParams, batches: list[Array]) -> None:
+    """The path one bin at a time, with the cost of each end counted anew at each step."""
+    x = np.concatenate(batches).ravel()
+    x_of_path = x
+    if q.scheme.symmetric:
+        x_of_path = np.abs(x) if q.scheme.signed else np.maximum(x, 0)
+    width = width_of(x)
+    bins = np.trunc(x_of_path / width)
+    numbers, counts = np.unique(bins, return_counts=True)
+    middles = numbers + 0.5 * np.sign(numbers) + 0.5 * (numbers == 0)
+
+    def cost(low_end: int, high_end: int) -> float:
+        above, below = middles > high_end, middles < low_end
+        up = (counts[above] * (middles[above] - high_end) ** 2).sum()
+        return float(up + (counts[below] * (low_end - middles[below]) ** 2).sum())
+
+    low_end, high_end = min(int(bins.min()) - 1, 0), int(bins.max()) + 1
+    best = math.inf
+    while high_end > 0 or low_end < 0:
+        low, high = max(low_end * width, min(x.min(), 0)), min(high_end * width, x_of_path.max())
+        if q.scheme.symmetric:
+            low = -high if q.scheme.signed else 0.0
+        if (high_end - low_end) % 4 == 0:
+            best = min(best, squared_error(x, low, high, q.scheme))
+        lose_high = cost(low_end, high_end - 1) if high_end > 0 else math.inf
+        lose_low = cost(low_end + 1, high_end) if low_end < 0 else math.inf
+        low_end, high_end = (low_end, high_end - 1) if lose_high <= lose_low else (low_end + 1, high_end)
+    assert_error(q, x, best)
+
+
+def assert_error(q: QParams, x: Array, best: float) -> None:
+    mine = np.square(x - quantize(x, q.scale.item(), q.zero_point.item(), q.scheme)).mean()
+    assert mine <= 1.02 * best
+
+
+def check_kl_divergence(q: QParams, batches: list[Array]) -> None:
+    """TensorRT's loop over the thresholds, with numpy's digitize and scipy's entropy, as its own tool writes it."""
+    x, scheme = np.concatenate(batches).ravel(), q.scheme
+    one_sided = not scheme.signed
+    if not scheme.symmetric:
+        low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+        one_sided = max(-low, high) / (high - low) > 2**-0.5
+    magnitudes = np.maximum(x, 0) if scheme.symmetric and one_sided else np.abs(x)
+    threshold = kl_threshold(magnitudes, width_of(x), scheme, one_sided)
+    if scheme.symmetric:
+        assert_range(q, -threshold if scheme.signed else 0.0, threshold)
+    else:
+        assert_range(q, max(low, -threshold), min(high, threshold))
+
+
+def kl_threshold(magnitudes: Array, width: float, scheme: Scheme, one_sided: bool) -> float:
+    bins = np.bincount(np.trunc(magnitudes / width).astype(int)).astype(float)
+    bins[0] = bins[1]
+    if isinstance(scheme.grid, PowersOfTwo):
+        levels = np.array([v for v in scheme.levels if v >= 0], dtype=float)
+        shares = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2 / levels[-1], [1.0]])
+    else:
+        shares = np.linspace(0, 1, 2 ** (scheme.bits - (not one_sided)) + 1)
+    divergences, thresholds = [], list(range(max(len(shares) - 1, 2), len(bins) + 1))
+    for i in thresholds:
+        p, sliced = bins[:i].copy(), bins[:i]
+        p[-1] += bins[i:].sum()
+        group = np.digitize(np.arange(i), shares * i) - 1
+        used = sliced > 0
+        mass = np.bincount(group, weights=sliced, minlength=len(shares))
+        many = np.bincount(group, weights=used, minlength=len(shares))
+        spread = np.where(used, mass[group] / np.maximum(many[group], 1), 0)
+        allowed = sliced.sum() >= bins[i:].sum() and spread.sum() > 0
+        divergences.append(entropy(p, spread) if allowed else math.inf)
+    least = min(divergences, default=math.inf)
+    if math.isinf(least):
+        return float(magnitudes.max())
+    last = max(i for i, d in zip(thresholds, divergences, strict=True) if d <= least + 1e-12)
+    return float(min(last * width, magnitudes.max()))
+
+
+def check_cross_entropy(q: QParams, batches: list[Array]) -> None:
+    """As good as the best joint factor and the best of a square of factors, on the logits themselves."""
+    z = np.concatenate(batches).reshape(-1, batches[0].shape[-1])
+    p = softmax(z, axis=-1)
+
+    def loss(scale: float, zero_point: int) -> float:
+        return float(-(p * log_softmax(quantize(z, scale, zero_point, q.scheme), axis=-1)).sum(-1).mean())
+
+    factors = np.linspace(1, 0.05, 20)
+    pairs = [(f, f) for f in factors] + [(f, g) for f in factors[::2] for g in factors[::2]]
+    low, high = min(z.min(), 0), max(z.max(), 0)
+    losses = [loss(*parameters_of(low * f, high * g, q.scheme)) for f, g in pairs]
+    floor = float(-(p * np.log(p)).sum(-1).mean())
+    assert loss(q.scale.item(), q.zero_point.item()) - floor <= 1.05 * (min(losses) - floor) + 1e-6
+
+
+def check_mean_std(q: QParams, batches: list[Array]) -> None:
+    x = np.concatenate(batches).ravel()
+    assert_range(q, max(x.min(), x.mean() - 3 * x.std()), min(x.max(), x.mean() + 3 * x.std()))
+
+
+def check_mean_abs(q: QParams, batches: list[Array]) -> None:
+    x, scheme = np.concatenate(batches).ravel(), q.scheme
+    positive = max(1, sum(level > 0 for level in scheme.levels))
+    reach = 2 * np.abs(x).mean() * math.sqrt(positive)
+    if scheme.symmetric:
+        assert_range(q, -reach if scheme.signed else 0.0, reach)
+        return
+    length = reach / positive * (scheme.quant_max - scheme.quant_min)
+    low = max(min(x.min(), 0.0), -length)
+    assert_range(q, low, low + length)
+
+
+CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
+    "min_max": check_min_max,
+    "moving_average": check_moving_average,
+    "percentile": check_percentile,
+    "histogram": check_histogram,
+    "mse": check_mse,
+    "kl_divergence": check_kl_divergence,
+    "cross_entropy": check_cross_entropy,
+    "mean_std": check_mean_std,
+    "mean_abs": check_mean_abs,
+}
+"""By name in `OBSERVERS`: what the parameters have to be, given the batches in float64."""
