@@ -65,9 +65,10 @@ def content_keys(rows: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ (x >> 30)) * 0x3F58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x14D049BB133111EB
-    return x ^ (x >> 31)
+    """A mixer of 64 bits in the manner of SplitMix64; the masks make the shifts logical, as an int64 has a sign."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * 0x3F58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * 0x14D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 @final

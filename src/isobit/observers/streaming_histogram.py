@@ -47,7 +47,7 @@ class HistogramPart:
     def points(self) -> tuple[Tensor, Tensor]:
         """Values in ascending order (float32) and how many each stands for (float64), both (rows, points).
 
-        The exact values as long as they are few; else the middle of each bin, inside the exact range.
+        The exact values as long as they are few; else the exact ends, and the middle of each bin inside them.
         """
         if self.values is not None:
             return self.values, torch.ones_like(self.values, dtype=torch.float64)
@@ -56,8 +56,13 @@ class HistogramPart:
         middles = torch.cat([-middles.flip(0), middles.new_zeros(1), middles])
         counts = torch.cat([self.left[:, 1:].flip(1), self.right], dim=1)
         used = counts.any(dim=0)
-        points = middles[used].clamp(self.low.float()[:, None], self.high.float()[:, None])
-        return points, counts[:, used].double()
+        middles, counts = middles[used], counts[:, used]
+        row, taken = torch.arange(len(counts), device=counts.device), (counts > 0).int()
+        counts[row, taken.argmax(1)] -= 1
+        counts[row, len(middles) - 1 - taken.flip(1).argmax(1)] -= 1
+        low, high, one = self.low.float()[:, None], self.high.float()[:, None], torch.ones_like(counts[:, :1])
+        points = torch.cat([low, middles.clamp(low, high), high], dim=1)
+        return points, torch.cat([one, counts, one], dim=1).double()
 
 
 @final
