@@ -7,6 +7,6 @@
 """
 
 from isobit.core import errors
-from isobit.recipes.workflow import export, prepare, quantize
+from isobit.recipes.workflow import export, prepare, quantize, verify
 
-__all__ = ["errors", "export", "prepare", "quantize"]
+__all__ = ["errors", "export", "prepare", "quantize", "verify"]

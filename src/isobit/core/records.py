@@ -162,6 +162,23 @@ class Certificate:
     integers_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        lines = [f"{self.verdict.upper()}: {self.file} on {self.engine_version} ({self.instruction_set})"]
+        lines += [f"  cause: {self.cause}"] if self.cause else []
+        for c in self.comparisons:
+            where = f"; first at {c.first.op} {c.first.name}" if c.first else ""
+            lines.append(
+                f"  {c.left} = {c.right}: {c.equal} of {c.total} outputs, largest {c.largest:g} {c.unit}{where}"
+            )
+        if self.accuracy:
+            lines.append("  right: " + ", ".join(f"{a.execution} {a.right}/{a.total}" for a in self.accuracy))
+        lines.append("  kernels: " + ", ".join(f"{k.count} {k.name} ({k.precision})" for k in self.kernels))
+        islands = f"{len(self.float_islands)}: {', '.join(self.float_islands[:6])}" if self.float_islands else "none"
+        lines.append(f"  ops that ran in float: {islands}")
+        risks = "; ".join(f"{r.layer} ({r.kind} up to {r.worst}, limit {r.limit})" for r in self.risks[:6])
+        lines.append(f"  overflow: {risks or 'no accumulator can overflow, proved from the weights'}")
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:

@@ -10,12 +10,17 @@ from torch import Tensor, fx, nn
 from isobit.algorithms.post_training import prepare as prepare_with
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
-from isobit.core.errors import CalibrationError, SettingError
+from isobit.core.errors import CalibrationError, EngineError, SettingError
 from isobit.core.progress import Progress, silent
+from isobit.core.records import Certificate
+from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.table import look_up
+from isobit.targets import TARGETS
+from isobit.verify import read_metadata
+from isobit.verify import verify as verify_with
 
 
 def quantize(
@@ -78,6 +83,33 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> 
     """
     exporter = look_up("exporter", EXPORTERS, format)()
     return exporter.export(model, path, example=example_of(model))
+
+
+def verify(
+    path: str | Path,
+    model: fx.GraphModule | None = None,
+    data: Data | None = None,
+    *,
+    engine: str | None = None,
+    progress: Progress = silent,
+) -> Certificate:
+    """Run an exported file on a real engine and prove that it computes what was simulated; see `isobit.verify`.
+
+    Without `engine`, the first of the target's engines that is installed. Raises ArtifactError, EngineError,
+    UnknownNameError.
+    """
+    chosen = look_up("engine", ENGINES, engine)() if engine else _engine_of(Path(path))
+    return verify_with(path, model, data, engine=chosen, progress=progress)
+
+
+def _engine_of(path: Path) -> Engine:
+    """The first installed engine of the target that the file was written for."""
+    target = look_up("target", TARGETS, read_metadata(path)["isobit.target"])
+    engines = [ENGINES[name]() for name in target.engines]
+    usable = next((e for e in engines if not e.missing()), None)
+    if usable is None:
+        raise EngineError(engines[0].missing())
+    return usable
 
 
 def example_of(model: fx.GraphModule) -> tuple[Tensor, ...]:

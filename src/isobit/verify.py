@@ -1,0 +1,299 @@
+"""Verification: the same inputs through simulation, integer reference and engine, and a certificate of what agreed."""
+
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from torch import Tensor, fx, nn
+
+from isobit.core.arithmetic import FLOAT32
+from isobit.core.batches import Batch, Data, batches
+from isobit.core.errors import ArtifactError, EngineError
+from isobit.core.files import sha256_of_file
+from isobit.core.progress import Progress, silent
+from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
+from isobit.engines import Engine, Session
+from isobit.graph.convert import convert, hash_integers
+from isobit.graph.deployed import ActivationQuantizer
+from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
+
+CLOSE = 1e-4
+"""Relative difference that the float result of a last layer may show where all integers before it are equal."""
+
+
+@dataclass
+class _Tally:
+    """Running comparison of two executions."""
+
+    left: str
+    right: str
+    step: float | None
+    equal: int = 0
+    total: int = 0
+    largest: float = 0.0
+    scale: float = 0.0
+    first: Mismatch | None = None
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> bool:
+        """Compare one batch of outputs; returns whether all are equal."""
+        difference = np.abs(a.astype(np.float64) - b.astype(np.float64)) / (self.step or 1.0)
+        same = int((difference < 0.5).sum() if self.step else (a == b).sum())
+        self.equal, self.total = self.equal + same, self.total + a.size
+        if difference.size:
+            self.largest = max(self.largest, float(difference.max()))
+            self.scale = max(self.scale, float(np.abs(a).max()))
+        return same == a.size
+
+    def record(self) -> Comparison:
+        unit: Literal["steps", "absolute"] = "steps" if self.step else "absolute"
+        largest = float(round(self.largest)) if self.step else self.largest
+        return Comparison(
+            left=self.left, right=self.right, equal=self.equal, total=self.total, largest=largest, unit=unit,
+            first=self.first,
+        )  # fmt: skip
+
+
+@dataclass
+class _Executions:
+    """The three executions of one file, and what they disagree on."""
+
+    path: Path
+    engine: Engine
+    simulation: fx.GraphModule | None
+    reference: Reference
+    session: Session
+    tallies: dict[tuple[str, str], _Tally] = field(default_factory=dict)
+    right: dict[str, int] = field(default_factory=dict)
+    labelled: int = 0
+    samples: int = 0
+
+    def see(self, batch: Batch) -> None:
+        """Run one batch through all three and compare pair by pair."""
+        arrays = [x.numpy() for x in batch.inputs]
+        outputs = {
+            "reference": self.reference.run(arrays, keep=()).outputs[0],
+            self.engine.name: self.session.run(arrays)[0],
+        }
+        if self.simulation is not None:
+            outputs = {"simulation": first_output(self.simulation(*batch.inputs)).numpy(), **outputs}
+        for pair, tally in self.tallies.items():
+            if not tally.add(outputs[pair[0]], outputs[pair[1]]) and tally.first is None:
+                tally.first = self.locate(pair, arrays, batch)
+        self.samples += batch.size
+        if batch.labels is not None:
+            self.labelled += batch.size
+            for name, y in outputs.items():
+                self.right[name] = self.right.get(name, 0) + int((y.argmax(1) == batch.labels.numpy()).sum())
+
+    def locate(self, pair: tuple[str, str], arrays: list[np.ndarray], batch: Batch) -> Mismatch | None:
+        """The first op, in the order of the file, whose integers differ between two executions."""
+        integers: list[dict[str, np.ndarray]] = []
+        for name in pair:
+            if name == "reference":
+                integers.append(dict(self.reference.run(arrays).integers))
+            elif name == "simulation" and self.simulation is not None:
+                integers.append(simulated_integers(self.simulation, self.path, batch))
+            else:
+                integers.append(self.engine_integers(arrays))
+        if not set(integers[0]) & set(integers[1]):
+            return None
+        return first_difference(self.path, integers[0], integers[1], self.reference.arithmetic)
+
+    def engine_integers(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The engine's own integers, from a session that returns them. They may change what it fuses."""
+        names = quantized_tensors(self.path)
+        try:
+            session = self.engine.load(self.path, expose=names)
+            values = session.run(arrays)[-len(names) :]
+        except EngineError:
+            return {}
+        return dict(zip(names, values, strict=True))
+
+
+def verify(
+    path: str | Path,
+    model: fx.GraphModule | None,
+    data: Data | None,
+    *,
+    engine: Engine,
+    latency: tuple[Latency, ...] = (),
+    progress: Progress = silent,
+) -> Certificate:
+    """Prove that an exported file does on an engine what was simulated, or name the op that differs.
+
+    `model` is what `isobit.quantize` returned; without it the simulation is left out. `data` are any inputs,
+    with labels where accuracy is wanted; without it they are drawn at random over the range of the file's first
+    quantizers. The verdict compares the integer reference with the engine: *exact* (all outputs equal),
+    *bounded* (they differ, the first op by one step, and the cause is named) or *broken*.
+
+    Raises ArtifactError for a file that is truncated, foreign, or not of this model, EngineError where the
+    engine is missing or refuses it, CalibrationError for unusable data.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    deployed = None if model is None else _deployed(path, model, metadata)
+    session = engine.load(path)
+    runs = _Executions(path, engine, deployed, Reference(path, FLOAT32), session)
+    step = output_step(path)
+    pairs = [("reference", engine.name)]
+    if deployed is not None:
+        pairs += [("simulation", "reference"), ("simulation", engine.name)]
+    runs.tallies = {pair: _Tally(*pair, step=step) for pair in pairs}
+    data = random_inputs(path) if data is None else data
+    total = len(data) if isinstance(data, Sized) else None
+    with torch.inference_mode():
+        for done, batch in enumerate(batches(data, name="verification data"), start=1):
+            runs.see(batch)
+            progress("verifying", done, total)
+    return _certificate(runs, metadata, latency)
+
+
+def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx.GraphModule:
+    """The simulation, after a check that the file holds its integers."""
+    deployed = convert(model)
+    if metadata["isobit.integers_sha256"] != hash_integers(deployed):
+        raise ArtifactError(
+            f"{path} holds other integers than this model: it was exported from another network, recipe or "
+            "calibration. Export the model again"
+        )
+    return deployed
+
+
+def random_inputs(path: Path, *, samples: int = 32, seed: int = 0) -> list[tuple[tuple[Tensor, ...]]]:
+    """Inputs drawn uniformly over the range of the quantizer that reads each input, in batches of 8."""
+    graph = onnx.load(path).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Tensor] = []
+    for value in graph.input:
+        sizes = [d.dim_value or samples for d in value.type.tensor_type.shape.dim]
+        reader = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == value.name), None)
+        if reader is None:
+            raise ArtifactError(f"no quantizer reads the input {value.name!r}, so its range is unknown: give data")
+        scale, zero_point = float(constants[reader.input[1]]), int(constants[reader.input[2]])
+        found.append((torch.rand([samples, *sizes[1:]], generator=generator) * 255 - zero_point) * scale)
+    return [(tuple(x[i : i + 8] for x in found),) for i in range(0, samples, 8)]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What isobit stored in a file; raises ArtifactError for one that is missing, truncated or foreign."""
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is truncated, or not an ONNX file: {_first_line(error)}. Export it again"
+        ) from error
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    if "isobit.integers_sha256" not in found:
+        raise ArtifactError(
+            f"{path} was not written by isobit: it carries no isobit metadata, so nothing says what it should compute. "
+            "Export the model with isobit.export"
+        )
+    return found
+
+
+def output_step(path: Path) -> float | None:
+    """The scale of the first output where the file ends on a DequantizeLinear, else None."""
+    graph = onnx.load(path).graph
+    last = next((n for n in graph.node if graph.output[0].name in n.output), None)
+    if last is None or last.op_type != "DequantizeLinear":
+        return None
+    scale = next((t for t in graph.initializer if t.name == last.input[1]), None)
+    return float(onnx.numpy_helper.to_array(scale)) if scale is not None and not scale.dims else None
+
+
+def simulated_integers(model: nn.Module, path: Path, batch: Batch) -> dict[str, np.ndarray]:
+    """The integers at every quantizer of the simulation, under the names that the file gives them."""
+    names = {
+        node.input[1].removesuffix(".scale"): node.output[0]
+        for node in onnx.load(path).graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    found: dict[str, np.ndarray] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, ActivationQuantizer) and name in names:
+
+            def keep(m: nn.Module, _: object, y: Tensor, key: str = names[name]) -> None:
+                assert isinstance(m, ActivationQuantizer)
+                q = (y / m.scale).round() + m.zero_point.to(y.dtype)
+                found[key] = q.to(torch.uint8).numpy()
+
+            hooks.append(module.register_forward_hook(keep))
+    try:
+        model(*batch.inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def first_output(y: object) -> Tensor:
+    """The tensor that is compared: the output, or the first of several."""
+    while isinstance(y, (tuple, list, dict)):
+        y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+    if not isinstance(y, Tensor):
+        raise ArtifactError(f"the network returns {type(y).__name__}, not a tensor: there is nothing to compare")
+    return y.detach()
+
+
+def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Latency, ...]) -> Certificate:
+    verdict, cause = _verdict(runs)
+    engine = runs.engine
+    return Certificate(
+        file=runs.path.name,
+        sha256=sha256_of_file(runs.path),
+        target=metadata["isobit.target"],
+        engine=engine.name,
+        engine_version=engine.version(),
+        instruction_set=engine.instruction_set(),
+        samples=runs.samples,
+        verdict=verdict,
+        cause=cause,
+        comparisons=tuple(t.record() for t in runs.tallies.values()),
+        accuracy=tuple(Accuracy(execution=k, right=v, total=runs.labelled) for k, v in runs.right.items()),
+        kernels=runs.session.kernels(),
+        float_islands=runs.session.float_islands(),
+        risks=overflow_risks(runs.path, FLOAT32),
+        latency=latency,
+        integers_sha256=metadata["isobit.integers_sha256"],
+        versions={name: version(name) for name in ("isobit", "torch", "onnx")},
+    )
+
+
+def _verdict(runs: _Executions) -> tuple[Verdict, str]:
+    """The verdict on reference = engine, and the cause where they differ."""
+    tally = runs.tallies["reference", runs.engine.name]
+    if tally.equal == tally.total:
+        return "exact", ""
+    floats = runs.reference.float_ops
+    if tally.first is None:
+        if tally.step is None and tally.largest <= CLOSE * max(tally.scale, 1e-30):
+            return "bounded", "all integers are equal; the last layer's result is float and rounds differently"
+        cause = f"ops that the file keeps in float: {', '.join(floats[:3])}" if floats else ""
+        cause = cause or f"{runs.engine.name} does not show its integers: the arithmetic of a fused op differs"
+        return ("bounded" if tally.largest <= _limit(tally) else "broken"), cause
+    rule = f"{tally.first.op} {tally.first.name} differs first, by {tally.first.largest:g} ({tally.first.rule})"
+    islands = set(runs.session.float_islands())
+    if islands:
+        rule += f"; {runs.engine.name} runs {len(islands)} ops in float"
+    return ("bounded" if tally.first.largest <= 1 else "broken"), rule
+
+
+def _limit(tally: _Tally) -> float:
+    """Without a located op: a tenth of the output's range counts as rounding that cascaded."""
+    return 0.1 * tally.scale / (tally.step or 1.0)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
