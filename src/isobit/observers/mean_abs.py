@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
-from isobit.observers.seen_range import SeenRange
+from isobit.observers.seen_range import SeenRange, in_float64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,8 @@ class MeanAbsObserver:
         """Take in one batch. Raises CalibrationError where it holds NaN or Inf."""
         rows = self._seen.see(x)
         if rows is not None:
-            self._sum = self._sum.to(rows.device) + torch.linalg.vector_norm(rows, 1, dim=1, dtype=torch.float64)
+            for values in in_float64(rows):
+                self._sum = self._sum.to(rows.device) + values.abs_().sum(1)
 
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""

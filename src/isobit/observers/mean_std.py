@@ -9,7 +9,7 @@ from torch import Tensor
 from isobit.core.errors import SettingError
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
-from isobit.observers.seen_range import SeenRange
+from isobit.observers.seen_range import SeenRange, in_float64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,16 +53,18 @@ class MeanStdObserver:
         rows = self._seen.see(x)
         if rows is None:
             return
-        added = rows.shape[1]
-        mean = rows.sum(1, dtype=torch.float64) / added
-        squares = (rows - mean[:, None]).square_().sum(1)
-        if not before:
-            self._mean, self._squares = mean, squares
-            return
-        total = before + added
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (added / total)
-        self._squares = self._squares + squares + delta.square() * (before * (added / total))
+        for values in in_float64(rows):
+            added = values.shape[1]
+            mean = values.mean(1)
+            squares = (values - mean[:, None]).square_().sum(1)
+            if not before:
+                self._mean, self._squares, before = mean, squares, added
+                continue
+            total = before + added
+            delta = mean - self._mean
+            self._mean = self._mean + delta * (added / total)
+            self._squares = self._squares + squares + delta.square() * (before * (added / total))
+            before = total
 
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""
