@@ -5,11 +5,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from onnx import numpy_helper
 from onnxscript import opset21 as op
 from torch import Tensor, fx
 
@@ -19,6 +22,7 @@ from isobit.core.files import atomic_path, check_writable, sha256_of_file
 from isobit.export.tidy import tidy
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.insert import preparation
+from isobit.graph.names import names
 
 OPSET = 21
 
@@ -46,7 +50,7 @@ class OnnxQdq:
         check_writable(path)
         deployed = convert(model)
         program = to_onnx(deployed, example)
-        tidy(program)
+        tidy(program, layers=set(names(model.graph).values()))
         profile = preparation(model).profile
         own = {
             "isobit.version": _version(),
@@ -71,7 +75,7 @@ def export_float(model: fx.GraphModule, path: str | Path, *, example: tuple[Tens
     path = Path(path)
     check_writable(path)
     program = to_onnx(model, example)
-    tidy(program)
+    tidy(program, layers=set(names(model.graph).values()))
     with atomic_path(path) as temporary:
         ir.save(program, temporary)
     return path
@@ -87,9 +91,7 @@ def to_onnx(model: fx.GraphModule, example: tuple[Tensor, ...]) -> ir.Model:
                 model.eval(),
                 inputs,
                 dynamo=True,
-                dynamic_shapes={"args": tuple({0: batch} for _ in inputs)}
-                if _variadic(model)
-                else tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 opset_version=OPSET,
                 custom_translation_table=TRANSLATIONS,
                 optimize=True,
@@ -128,20 +130,12 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _byte(value: int) -> Any:
-    import numpy as np
-    from onnx import numpy_helper
-
     return numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
 
 def _two_samples(x: Tensor) -> Tensor:
     """At least two samples: a batch of one would be baked into the graph."""
     return x[:2] if x.shape[0] >= 2 else x.expand(2, *x.shape[1:]).contiguous()
-
-
-def _variadic(model: fx.GraphModule) -> bool:
-    del model
-    return False
 
 
 def _first_cause(error: BaseException) -> str:
@@ -165,6 +159,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
     return version("isobit")

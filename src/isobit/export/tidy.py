@@ -1,11 +1,50 @@
 """Tidy an exported graph: names that a person can follow, and paddings inside the convolutions that they feed."""
 
+import ast
+import re
+from collections.abc import Collection
+
 import onnx_ir as ir
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
-def tidy(model: ir.Model) -> None:
-    """Apply all clean-ups in place."""
+
+def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
+    """Apply all clean-ups in place. `layers` are the names under which the user knows the layers."""
     merge_pads(model.graph)
+    name_nodes(model.graph, layers)
+    forget_tracing(model)
+
+
+def name_nodes(graph: ir.Graph, layers: Collection[str]) -> None:
+    """Name each computing node by its layer: "layer1.0.conv1", or "layer1.0.add" for a function of that block."""
+    taken: dict[str, int] = {}
+    for node in graph:
+        scopes = node.metadata_props.get(_SCOPES)
+        if scopes is None:
+            continue
+        path, operation = _scope(ast.literal_eval(scopes))
+        function = re.sub(r"_\d+$", "", operation)
+        name = path if path in layers else f"{path}.{function}".lstrip(".")
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            name = f"{path}.{node.op_type}".lstrip(".")
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}:{taken[name]}"
+
+
+def forget_tracing(model: ir.Model) -> None:
+    """Drop what the tracer noted at each node: source lines and folders of the machine that exported."""
+    for holder in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.initializers.values()):
+        holder.metadata_props.clear()
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _scope(scopes: list[str]) -> tuple[str, str]:
+    """The dotted path of the module that a node belongs to, and the operation's own name."""
+    inside = [s for s in scopes[:-1] if s and not s.startswith("deployed_")]
+    return (inside[-1] if inside else ""), scopes[-1]
 
 
 def merge_pads(graph: ir.Graph) -> int:
