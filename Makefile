@@ -1,0 +1,60 @@
+# Everything that a person or a machine does with this repository. `make` alone lists it.
+#
+# PYTHON  a Python of 3.11 or newer; the environment is made from it
+# VENV    where the environment lives; delete the folder to start afresh
+# TORCH   what pip installs as PyTorch, before anything else: without a version pip may choose a build with gigabytes
+#         of CUDA. On a machine without a GPU, the smallest download is
+#         make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+BIN := $(VENV)/bin
+
+# One thread for each test process: more only wait for each other.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check engines bench docs
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/.demo ## train a small network, quantize it, run it on real engines, and write report.html
+	$(BIN)/isobit demo --report report.html
+
+test: check ## all linters, then all tests but the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+check: $(VENV)/.dev ## linters alone: ruff, mypy, the direction of imports, the size of files and functions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/size.py > /dev/null
+
+engines: $(VENV)/.dev ## which engines are installed here, and their versions
+	@$(BIN)/python tools/engines.py
+
+bench: $(VENV)/.dev ## the slow tests; OMP_NUM_THREADS=1, so that times compare
+	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.dev ## run the code of README and docs
+	$(BIN)/python -m pytest tests/docs
+
+# The stamps remember what is installed; a change of pyproject.toml installs again.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "isobit needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[demo,openvino]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
