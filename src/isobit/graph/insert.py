@@ -9,6 +9,7 @@ from isobit.core.errors import SettingError
 from isobit.graph.placement import Plan
 from isobit.graph.rules import Rules
 from isobit.graph.slots import Slot, give_weight_slot
+from isobit.graph.tensors import Tensors, tensors_of
 from isobit.quantizers import QuantizerSettings
 from isobit.targets import Profile
 
@@ -39,11 +40,13 @@ def insert(
     holder = nn.ModuleDict()
     model.add_module(SLOTS, holder)
     nodes = {node.name: node for node in model.graph.nodes}
+    tensors = tensors_of(model)
     for point in plan.activations:
         key = _key(point.name, holder)
         holder[key] = Slot(activation.build(point.scheme, role="activation"), name=point.name)
         for tensor in point.tensors:
-            _splice(model.graph, nodes[tensor], f"{SLOTS}.{key}", plan.reads_float)
+            float_readers = {nodes[reader] for name, reader in plan.reads_float if name == tensor}
+            _splice(tensors, nodes[tensor], f"{SLOTS}.{key}", float_readers)
     for place in plan.weights:
         slot = Slot(weight.build(place.scheme, role="weight"), name=f"{place.name}.weight")
         give_weight_slot(model.get_submodule(place.name), slot)
@@ -68,14 +71,28 @@ def slots(model: nn.Module) -> list[Slot]:
     return [s for s in found if s in first] + [s for s in found if s not in first]
 
 
-def _splice(graph: fx.Graph, tensor: fx.Node, target: str, reads_float: frozenset[tuple[str, str]]) -> None:
-    """Let the readers of a tensor read it through the slot."""
-    readers = [user for user in tensor.users if (tensor.name, user.name) not in reads_float]
-    with graph.inserting_after(tensor):
-        slot = graph.call_module(target, (tensor,))
+def _splice(tensors: Tensors, tensor: fx.Node, target: str, float_readers: set[fx.Node]) -> None:
+    """Let the readers of a tensor read it through the slot, but for `float_readers`.
+
+    Where a dropout or identity leads to readers of both sorts, it stays in front of the slot.
+    """
+    quantized, mixed = [], []
+    for user in tensor.users:
+        behind = tensors.readers(user) if tensors.transparent(user) else [user]
+        in_float = [reader in float_readers for reader in behind]
+        if not any(in_float):
+            quantized.append(user)
+        elif not all(in_float):
+            mixed.append(user)
+    for user in mixed:
+        _splice(tensors, user, target, float_readers)
+    if not quantized:
+        return
+    with tensors.graph.inserting_after(tensor):
+        slot = tensors.graph.call_module(target, (tensor,))
     slot.meta = {key: tensor.meta[key] for key in ("val", "nn_module_stack") if key in tensor.meta}
-    for reader in readers:
-        reader.replace_input_with(tensor, slot)
+    for user in quantized:
+        user.replace_input_with(tensor, slot)
 
 
 def _key(name: str, taken: nn.ModuleDict) -> str:

@@ -72,7 +72,6 @@ class _Placer:
         self.names = names(model.graph)
         self.order = {node: i for i, node in enumerate(model.graph.nodes)}
         self.kept: dict[fx.Node, str] = {}
-        self.fused_adds: set[fx.Node] = set()
         self.group: dict[fx.Node, fx.Node] = {}
 
     def plan(self) -> Plan:
@@ -117,12 +116,20 @@ class _Placer:
             return False
         if (self.kind(tensor), self.kind(reader)) in self.profile.fusions:
             return self.kind(tensor) != "batch_norm" or self.follows_conv(tensor)
-        if not self.profile.placement.conv_feeds_add or self.kind(reader) != "add" or reader in self.fused_adds:
+        if not self.profile.placement.conv_feeds_add or self.kind(reader) != "add":
             return False
-        if not self.follows_conv(tensor) or len(self.tensors.inputs(reader)) != 2:
-            return False
-        self.fused_adds.add(reader)  # one operand at most: the other one is the residual
-        return True
+        return self.fused_operand(reader) is tensor
+
+    def fused_operand(self, add: fx.Node) -> fx.Node | None:
+        """The operand that an engine takes from the convolution's accumulator: the first that can be; the other one,
+        also where it comes from a convolution, is the residual."""
+        operands = [self.tensors.source(t) for t in self.tensors.inputs(add)]
+        if len(operands) != 2:
+            return None
+        fits = (
+            t for t in operands if self.follows_conv(t) and t not in self.kept and self.tensors.only_reader(t) is add
+        )
+        return next(fits, None)
 
     def follows_conv(self, tensor: fx.Node) -> bool:
         if self.kind(tensor) == "batch_norm":

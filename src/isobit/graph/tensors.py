@@ -30,7 +30,7 @@ class Tensors:
         """The ops that read a tensor, seen through dropout and identity, and through a pad that a conv absorbs."""
         found: list[fx.Node] = []
         for user in tensor.users:
-            if self.kinds[user] in PASSIVE or self.absorbed_pad(user):
+            if self.transparent(user):
                 found += self.readers(user)
             elif self.kinds[user] == "shape":
                 continue
@@ -50,15 +50,19 @@ class Tensors:
     def last_alias(self, tensor: fx.Node) -> fx.Node:
         """The end of the chain of dropout, identity and absorbed pads behind a tensor."""
         users = [u for u in tensor.users if self.kinds[u] != "shape"]
-        if len(users) == 1 and (self.kinds[users[0]] in PASSIVE or self.absorbed_pad(users[0])):
+        if len(users) == 1 and self.transparent(users[0]):
             return self.last_alias(users[0])
         return tensor
 
     def source(self, tensor: fx.Node) -> fx.Node:
         """The tensor behind dropout, identity and absorbed pads."""
-        while self.kinds[tensor] in PASSIVE or self.absorbed_pad(tensor):
+        while self.transparent(tensor):
             (tensor,) = self.inputs(tensor)
         return tensor
+
+    def transparent(self, node: fx.Node) -> bool:
+        """Whether an engine sees through this node: dropout, identity, a pad that a conv absorbs."""
+        return self.kinds[node] in PASSIVE or self.absorbed_pad(node)
 
     def absorbed_pad(self, node: fx.Node) -> bool:
         """Whether this is a zero padding whose only reader is a convolution, which then pads by itself."""
