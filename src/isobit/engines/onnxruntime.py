@@ -148,6 +148,8 @@ def _precisions(model: onnx.ModelProto) -> list[str]:
                 result = _dtype(value.data_type) if value is not None else "float32"
             case "Cast":
                 result = _dtype(next(a.i for a in node.attribute if a.name == "to"))
+            case "QLinearConcat":
+                result = types.get(node.input[1], first)
             case _:
                 result = first
         types |= dict.fromkeys(node.output, result)

@@ -85,7 +85,11 @@ class Reference:
                 assert step.output is not None
                 x = self._value(node.inputs[0], env)
                 same = isinstance(x, Quantized) and x.format == step.output
-                q = x.q if isinstance(x, Quantized) and same else quantize(_floats(x), step.output)
+                q = (
+                    x.q
+                    if isinstance(x, Quantized) and same
+                    else quantize(_floats(x), step.output, self.arithmetic.quantize)
+                )
                 return {step.result: Integers(q, step.output.low, step.output.high)}
             case "dequantize":
                 assert step.output is not None
@@ -101,7 +105,7 @@ class Reference:
                 seen = Quantized(q, step.output)
                 return {step.result: seen if step.seen_through else Integers(q, step.output.low, step.output.high)}
             case "to_float":
-                return {step.result: kernels.product_to_float(node, self._operands(step, env))}
+                return {step.result: kernels.product_to_float(node, self._operands(step, env), self.arithmetic)}
             case "travel":
                 x = self._value(node.inputs[0], env)
                 assert isinstance(x, Quantized)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isobit.core.arithmetic import Arithmetic
+from isobit.core.arithmetic import Arithmetic, ThroughFloat
 from isobit.integer import ops
 from isobit.integer.accumulate import accumulate, accumulate_pair
 from isobit.integer.model import Node
@@ -22,23 +22,29 @@ Kernel = Callable[[Node, Operands, Format, Arithmetic], Tensor]
 def conv(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Convolution, grouped and depthwise too; padding is the zero point."""
     x, w = _activation(operands[0]), _weight(operands[1])
-    bias = _weight(operands[2]) if len(operands) > 2 else None
+    acc = _convolve(node, x, w, operands[2] if len(operands) > 2 else None)
+    factor = multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale)
+    return requantize(acc, _by_channel(factor, w), arithmetic.requantize, output)
+
+
+def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant | None) -> Tensor:
     kernel = w.q.shape[2:]
     window = window_of(node, x.q.shape, kernel)
     padded = F.pad(x.centred, window.torch_pads(x.q.dim()))
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
     group = int(node.attributes.get("group", 1))
-    shape = (-1, *[1] * len(kernel))
-    acc = accumulate(
+    return accumulate(
         padded,
         w.centred,
-        None if bias is None else torch.from_numpy(bias.q.astype(np.int64)).reshape(shape),
+        None if bias is None else _by_channel(_weight(bias).q.astype(np.int64), w),
         largest=_largest(x.format),
         reduce=tuple(range(1, w.q.ndim)),
         product=lambda a, b: function(a, b, None, window.strides, 0, window.dilations, group),
     )
-    factor = multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale)
-    return requantize(acc, torch.from_numpy(factor).reshape(shape), arithmetic.requantize, output)
+
+
+def _by_channel(values: np.ndarray, w: Constant) -> Tensor:
+    return torch.from_numpy(values).reshape(-1, *[1] * (w.q.ndim - 2))
 
 
 def gemm(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
@@ -60,10 +66,21 @@ def matmul(node: Node, operands: Operands, output: Format, arithmetic: Arithmeti
     return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
 
 
-def product_to_float(node: Node, operands: Operands) -> Tensor:
-    """Gemm or MatMul whose result stays in float: float32(acc) · float32(s_x · s_w), rounded once."""
+def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> Tensor:
+    """Conv, Gemm or MatMul whose result stays in float: float32(acc) · float32(s_x · s_w), rounded once.
+
+    An int32 bias is part of acc, or, where the arithmetic goes through float, is added in float32.
+    """
+    added: Tensor | None = None
+    if isinstance(arithmetic.requantize, ThroughFloat) and len(operands) > 2:
+        added, operands = torch.from_numpy(_weight(operands[2]).floats), operands[:2]
     x, other = _activation(operands[0]), operands[1]
     scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
+    if node.op == "Conv":
+        w = _weight(other)
+        acc = _convolve(node, x, w, None)
+        y = acc.float() * _by_channel((scale * w.scale).astype(np.float32), w)
+        return y if added is None else y.add_(_by_channel(added.numpy(), w))
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
         acc = _matrix_product(x, other, bias, turned=bool(node.attributes.get("transB")))
@@ -71,7 +88,8 @@ def product_to_float(node: Node, operands: Operands) -> Tensor:
     else:
         acc = accumulate_pair(x.centred, other.centred, largest=(_largest(x.format), _largest(other.format)))
         factor = np.asarray(scale * other.format.scale)
-    return acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
+    y = acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
+    return y if added is None else y.add_(added)
 
 
 def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal, final
 
 import numpy as np
 
-from isobit.core.arithmetic import Arithmetic, FloatMultiplier
+from isobit.core.arithmetic import Arithmetic, FloatMultiplier, ThroughFloat
 from isobit.core.errors import UnsupportedError
 from isobit.integer.model import Graph, Node
 from isobit.integer.values import Constant, Format
@@ -144,7 +144,7 @@ class Plan:
         target = self._target(start)
         if not self._inputs_fit(node):
             return None
-        if target is None:
+        if target is None or isinstance(self.arithmetic.requantize, ThroughFloat):
             return self._to_float(node)
         output = target.output
         if not _same_kind(self._activation_formats(node), output) or (
@@ -164,7 +164,8 @@ class Plan:
     def _to_float(self, node: Node) -> Step | None:
         """Products without a QuantizeLinear behind them: the integer sum is dequantized at once."""
         formats = self._activation_formats(node)
-        if node.op not in ("MatMul", "Gemm"):
+        literal = isinstance(self.arithmetic.requantize, ThroughFloat)
+        if node.op not in (("Conv", "MatMul", "Gemm") if literal else ("MatMul", "Gemm")):
             return None
         if node.op == "MatMul" and any(f.signed for f in formats) and not self.arithmetic.signed:
             return None

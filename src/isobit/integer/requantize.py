@@ -4,11 +4,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.core.arithmetic import FixedPoint, FloatMultiplier, Requantize, Shift
+from isobit.core.arithmetic import (
+    Division,
+    FixedPoint,
+    FloatMultiplier,
+    FusedScale,
+    Quantize,
+    Requantize,
+    Shift,
+    ThroughFloat,
+)
 from isobit.core.errors import UnsupportedError
 from isobit.integer.values import Format
 
-_EXACT_IN_FLOAT32 = 1 << 24
+_DIVISION = Division()
 
 
 def multiplier(rule: Requantize, x_scale: np.float32, w_scale: np.ndarray, y_scale: np.float32) -> np.ndarray:
@@ -36,6 +45,8 @@ def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) ->
             v = fixed_point(acc, factor, double_rounding=double)
         case Shift(half_even=half_even):
             v = shift(acc, factor, half_even=half_even)
+        case ThroughFloat():
+            raise UnsupportedError("this arithmetic rounds floats, never an accumulator: use quantize")
     return v.clamp(low, high).add_(output.zero_point).to(torch.float32)
 
 
@@ -76,8 +87,14 @@ def shift(acc: Tensor, factor: Tensor, *, half_even: bool) -> Tensor:
     return v.round_() if half_even else v.add_(0.5).floor_()
 
 
-def quantize(x: Tensor, output: Format) -> Tensor:
-    """QuantizeLinear: rint(x / s) + z with a true division, clipped; NaN becomes the lowest level, as in MLAS."""
+def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
+    """QuantizeLinear, clipped: rint(x / s) + z, or one fused product and sum. NaN becomes the lowest level."""
+    if isinstance(rule, FusedScale):
+        low, high = (np.float32(np.float32(q - output.zero_point) * output.scale) for q in (output.low, output.high))
+        width, steps = np.float32(high - low), np.float32(output.high - output.low)
+        slope, offset = np.float32(steps / width), np.float32(np.float32(-low * steps) / width)
+        v = (x.double() * float(slope) + float(offset)).float()
+        return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
     v = x.to(torch.float32) / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     return v.clamp_(output.low - output.zero_point, output.high - output.zero_point).round_().add_(output.zero_point)
