@@ -72,7 +72,10 @@ class Scheme:
         return replace(self, adapt_sign=False, signed=not all_non_negative, narrow=self.narrow and not all_non_negative)
 
     def __str__(self) -> str:
-        words = [f"{'s' if self.signed else 'u'}{self.bits}", "symmetric" if self.symmetric else "asymmetric"]
+        sign = f"{'s' if self.signed else 'u'}{self.bits}"
+        words = [f"{sign} or u{self.bits}" if self.adapt_sign else sign]
+        words += ["narrow"] if self.narrow else []
+        words.append("symmetric" if self.symmetric else "asymmetric")
         words.append(
             {"PerTensor": "per-tensor", "PerChannel": "per-channel", "PerGroup": "per-group"}[
                 type(self.granularity).__name__
