@@ -6,7 +6,40 @@
 >>> print(isobit.verify("net.onnx", model, data))  # doctest: +SKIP
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from isobit.core import errors
-from isobit.recipes.workflow import export, prepare, quantize, verify
+
+if TYPE_CHECKING:
+    from isobit.recipes.workflow import export, prepare, quantize, verify
 
 __all__ = ["errors", "export", "prepare", "quantize", "verify"]
+
+# Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
+_LATER = ("export", "prepare", "quantize", "verify")
+
+
+class _Package(ModuleType):
+    """Keeps `isobit.export` and `isobit.verify` the functions once the parts of the same name are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _LATER or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'isobit' has no attribute {name!r}")
+    found = getattr(import_module("isobit.recipes.workflow"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,59 @@
+"""How every command ends: its exit code, and one clear text on stderr where something was wrong."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from isobit.cli.output import print_error
+from isobit.core.errors import IsobitError
+
+INTERRUPTED = 130
+FAULT = 70
+"""Exit code of an error that isobit did not foresee (EX_SOFTWARE of sysexits.h)."""
+
+
+class Commands(TyperGroup):
+    """A group whose commands never end in a bare traceback; `--debug` or ISOBIT_DEBUG=1 shows it."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> None:
+        """Run a command and exit with its code: 0, that of the error (2 to 8), or 130 after Ctrl-C."""
+        arguments = sys.argv[1:] if args is None else list(args)
+        debug = "--debug" in arguments or os.environ.get("ISOBIT_DEBUG", "0") not in ("", "0")
+        try:
+            code = super().main(arguments, prog_name or "isobit", **{**extra, "standalone_mode": False})
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except IsobitError as error:
+            code = error.exit_code
+            _explain(str(error), debug=debug)
+        except typer.TyperException as error:
+            code = error.exit_code
+            if text := error.format_message():
+                print_error(f"{text.rstrip('.')}. See `{_command_path(error, prog_name)} --help`")
+        except Exception as error:
+            code = FAULT
+            text = str(error).strip() or "no further text"
+            hint = "" if debug else ". Run it again with --debug to see where, and report it"
+            _explain(f"isobit has a fault, {type(error).__name__}: {text}{hint}", debug=debug)
+        if code == INTERRUPTED:
+            print_error("interrupted; files that were not complete have been removed", label="")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(text: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print_error(text)
+
+
+def _command_path(error: typer.TyperException, prog_name: str | None) -> str:
+    """`isobit quantize` where the command is known, else `isobit`."""
+    context = vars(error).get("ctx")
+    return context.command_path if isinstance(context, typer.Context) else prog_name or "isobit"

@@ -1,0 +1,83 @@
+"""`isobit quantize`: quantize, export, verify; one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isobit.cli import options as o
+
+EPILOG = """
+Examples:
+
+    isobit quantize resnet.py:net -w resnet.safetensors -d imagenet/val -t tensorrt -o resnet.onnx
+
+    isobit quantize nets.resnet:ResNet18 -d calibration.npz --eval-data test.npz -t onnxruntime-x86 --bits 4
+
+    isobit quantize cifar10_resnet20 -d cifar10:train --eval-data cifar10:test -t openvino-cpu --keep-float linear
+"""
+
+
+def quantize(
+    model: o.Model,
+    data: o.CalibrationData,
+    target: o.TargetName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept without it."),
+    ] = None,
+    weights: o.Weights = None,
+    bits: o.Bits = None,
+    weight_bits: o.WeightBits = None,
+    activation_bits: o.ActivationBits = None,
+    observer: o.Observer = None,
+    weight_observer: o.WeightObserver = None,
+    keep_float: o.KeepFloat = None,
+    force: o.Quantize = None,
+    layer_bits: o.LayerBits = None,
+    recipe: o.RecipeFile = None,
+    seed: o.Seed = None,
+    samples: o.Samples = 512,
+    eval_data: o.EvaluationData = None,
+    eval_samples: o.EvaluationSamples = 0,
+    batch_size: o.BatchSize = 50,
+    resize: o.Resize = None,
+    crop: o.Crop = None,
+    normalize: o.Normalize = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),
+    ] = None,
+    engine: o.EngineName = None,
+    report: o.Report = None,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
+
+    No training takes place. Exit code 0: verified, or not to be verified; 9: the engine does not compute what was
+    simulated; 2 to 8: an error, told on stderr.
+    """
+    from isobit.cli import quantizing
+    from isobit.cli.data import Reading
+    from isobit.cli.output import print_json, show, working
+    from isobit.cli.settings import recipe_of
+
+    settings = recipe_of(
+        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
+        activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
+        layer_bits=layer_bits, seed=seed,
+    )  # fmt: skip
+    job = quantizing.Job(
+        model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
+        eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+    )  # fmt: skip
+    with working(debug=debug) as watch:
+        result = quantizing.run(job, watch)
+    if json:
+        print_json(quantizing.as_json(result))
+    else:
+        show(quantizing.table(result))
+    if result.certificate is not None and result.certificate.verdict == "broken":
+        raise typer.Exit(9)

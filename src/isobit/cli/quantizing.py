@@ -1,0 +1,175 @@
+"""What `isobit quantize` does with its parsed options, and how the result is shown."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import fx, nn
+
+from isobit.analysis.accuracy import accuracy
+from isobit.cli import rows
+from isobit.cli.data import Batches, Reading, load_data
+from isobit.cli.loading import load_model
+from isobit.cli.output import facts, verdict_text
+from isobit.cli.progress import Watch
+from isobit.core.artifact import Artifact
+from isobit.core.errors import EngineError, MissingExtraError
+from isobit.core.files import check_writable
+from isobit.core.records import Accuracy, Certificate, FloatOp, to_json
+from isobit.engines import ENGINES
+from isobit.graph.insert import preparation
+from isobit.recipes.codec import encode
+from isobit.recipes.recipe import Recipe
+from isobit.recipes.table import look_up
+from isobit.recipes.workflow import export, quantize_with, verify
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """The command line of `isobit quantize`, with its names still to be loaded."""
+
+    model: str
+    weights: Path | None
+    recipe: Recipe
+    data: str
+    samples: int | None
+    reading: Reading
+    eval_data: str | None = None
+    eval_samples: int | None = None
+    output: Path | None = None
+    report: Path | None = None
+    verify: bool | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantized:
+    """What came out. `not_verified` says why where there is no certificate; `file_bytes` is the ONNX file's size."""
+
+    model: str
+    recipe: Recipe
+    calibration: str
+    evaluation: str
+    artifact: Artifact
+    certificate: Certificate | None
+    not_verified: str
+    accuracy: tuple[Accuracy, ...]
+    float_ops: tuple[FloatOp, ...]
+    float_bytes: int
+    file_bytes: int
+    written: tuple[Path, ...]
+
+
+def run(job: Job, watch: Watch) -> Quantized:
+    """Load, quantize, export, verify, measure."""
+    for path in (job.output, job.report):
+        if path is not None:
+            check_writable(path)
+    engine, not_verified = engine_for(job)
+    watch.stage("loading")
+    net = load_model(job.model, job.weights)
+    data = load_data(job.data, job.reading, samples=job.samples)
+    evaluation = data
+    if job.eval_data is not None:
+        evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
+    watch.stage("capturing the network")
+    model = quantize_with(net, data, job.recipe, progress=data.counted(watch))
+    with _place(job.output) as path:
+        watch.stage(f"exporting {path.name}")
+        artifact = export(model, path)
+        certificate = None
+        if engine is not None:
+            watch.stage(f"loading {path.name} into {engine}")
+            certificate = verify(path, model, evaluation, engine=engine, progress=evaluation.counted(watch))
+        found = measured(net, model, evaluation, certificate, watch)
+        return Quantized(
+            model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
+            certificate=certificate, not_verified=not_verified, accuracy=found,
+            float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
+            written=() if job.output is None else (path,),
+        )  # fmt: skip
+
+
+def engine_for(job: Job) -> tuple[str | None, str]:
+    """The engine to verify on; or none, and why. Raises EngineError where one was asked for and is missing."""
+    if job.verify is False:
+        return None, "not asked for"
+    names = [job.engine] if job.engine else job.recipe.profile().engines
+    engines = [look_up("engine", ENGINES, name)() for name in names]
+    usable = next((e.name for e in engines if not e.missing()), None)
+    if usable is None and (job.verify or job.engine):
+        raise EngineError(engines[0].missing())
+    return usable, "" if usable else engines[0].missing()
+
+
+def measured(
+    net: nn.Module, model: fx.GraphModule, data: Batches, certificate: Certificate | None, watch: Watch
+) -> tuple[Accuracy, ...]:
+    """Accuracy by execution where the data has labels: the certificate's, and the float network's."""
+    if not data.labelled():
+        return ()
+    watch.stage("running the float network")
+    right, total = accuracy(net, data)
+    found = (Accuracy(execution="float", right=right, total=total),)
+    if certificate is not None:
+        return found + certificate.accuracy
+    watch.stage("running the simulation")
+    right, total = accuracy(model, data)
+    return (*found, Accuracy(execution="simulation", right=right, total=total))
+
+
+def bytes_of(net: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+
+
+@contextmanager
+def _place(output: Path | None) -> Iterator[Path]:
+    """The file to write, or one in a folder that is removed afterwards."""
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "net.onnx"
+
+
+def table(result: Quantized) -> Table:
+    """The result as names and values."""
+    found = result.certificate
+    verdict = verdict_text(found.verdict, found.cause) if found else f"not verified: {result.not_verified}"
+    return facts(
+        [
+            ("network", result.model),
+            ("target", rows.target(result.recipe)),
+            ("verdict", verdict),
+            *rows.certificate(found),
+            *rows.accuracies(result.accuracy, result.evaluation),
+            ("size", rows.size(result.float_bytes, result.file_bytes)),
+            ("float ops", rows.float_ops(result.float_ops)),
+            ("calibrated on", result.calibration),
+            ("written", [str(p) for p in result.written] or "nothing: give -o FILE to keep the ONNX file"),
+        ]
+    )
+
+
+def as_json(result: Quantized) -> dict[str, Any]:
+    """The result for programs."""
+    return {
+        "model": result.model,
+        "recipe": encode(result.recipe),
+        "calibration": result.calibration,
+        "evaluation": result.evaluation,
+        "accuracy": [to_json(a) for a in result.accuracy],
+        "float_ops": [to_json(f) for f in result.float_ops],
+        "float_bytes": result.float_bytes,
+        "file_bytes": result.file_bytes,
+        "file_sha256": result.artifact.sha256,
+        "integers_sha256": result.artifact.integers_sha256,
+        "certificate": None if result.certificate is None else to_json(result.certificate),
+        "not_verified": result.not_verified,
+        "written": [str(p) for p in result.written],
+    }

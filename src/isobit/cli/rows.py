@@ -1,0 +1,85 @@
+"""Rows of the tables: how records are put into words."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from isobit.cli.output import Cell
+from isobit.core.records import Accuracy, Certificate, Comparison, FloatOp
+from isobit.recipes.recipe import Recipe
+from isobit.report import numbers
+from isobit.report.summary import accuracy_rows
+
+Row = tuple[str, Sequence[Cell] | Cell]
+
+SHOWN = 6
+
+
+def target(recipe: Recipe) -> str:
+    """`onnxruntime-x86, W8A8`."""
+    profile = recipe.profile()
+    edge = profile.edge_bits
+    narrow = edge is not None and min(profile.weight.bits, profile.activation.bits) < edge
+    first_and_last = f", first and last layer W{edge}A{edge}" if narrow else ""
+    return f"{profile.name}, W{profile.weight.bits}A{profile.activation.bits}{first_and_last}"
+
+
+def certificate(found: Certificate | None) -> list[Row]:
+    """Engine, agreement, kernels and overflow; nothing without a certificate."""
+    if found is None:
+        return []
+    islands = _list(list(found.float_islands), "none: all in integers")
+    risks = [f"{r.layer}: {r.kind} up to {r.worst:,}, limit {r.limit:,}" for r in found.risks]
+    return [
+        ("engine", f"{found.engine_version} on {found.instruction_set}"),
+        ("agreement", [comparison(c) for c in found.comparisons]),
+        ("run in float", islands),
+        ("overflow", risks[:SHOWN] or "no accumulator can overflow, proved from the weights"),
+    ]
+
+
+def comparison(c: Comparison) -> Text:
+    """`reference = onnxruntime  10,000 of 10,000 outputs`."""
+    sign, style = ("=", "green") if c.equal == c.total else ("≠", "yellow")
+    text = Text(f"{c.left} {sign} {c.right}", style=style) + Text(f"  {c.equal:,} of {c.total:,} outputs", style="none")
+    if c.equal < c.total:
+        unit = "steps of the output" if c.unit == "steps" else "absolute"
+        text.append(f", at most {c.largest:g} {unit} apart")
+        if c.first is not None:
+            text.append(f"; first at {c.first.op} {c.first.name}")
+    return text
+
+
+def accuracies(found: Sequence[Accuracy], data: str) -> list[Row]:
+    """One line for each execution, and what it was measured on."""
+    if not found:
+        return [("accuracy", f"not measured: {data} have no labels")]
+    width = max(len(a.execution) for a in found)
+    lines = []
+    for row in accuracy_rows(found):
+        difference = "" if row.difference is None else f"  {numbers.points(row.difference)} points"
+        lines.append(f"{row.execution:{width}}  {numbers.percent(row.share):>8}  {row.right:,}/{row.total:,}{difference}")
+    return [("accuracy", lines), ("", f"measured on {data}")]
+
+
+def size(before: int, after: int) -> str:
+    """`1.09 MB of float weights → 310 kB, 3.52× smaller`."""
+    ratio = before / after
+    change = f"{numbers.ratio(ratio)} smaller" if ratio >= 1 else f"{numbers.ratio(1 / ratio)} larger"
+    return f"{_bytes(before)} of float weights → {_bytes(after)} file, {change}"
+
+
+def _bytes(count: int) -> str:
+    return numbers.short(count, base_unit="B")
+
+
+def float_ops(found: Sequence[FloatOp]) -> list[str] | str:
+    """Ops that the placement leaves in float, and why."""
+    return _list([f"{f.name} ({f.op}): {f.reason}" for f in found], "none")
+
+
+def _list(items: list[str], nothing: str) -> list[str] | str:
+    if not items:
+        return nothing
+    more = [f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return items[:SHOWN] + more

@@ -1,0 +1,77 @@
+"""Targets as tables: the overview, and one in full."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from isobit.cli.output import facts
+from isobit.core.scheme import Scheme
+from isobit.engines import ENGINES
+from isobit.recipes.codec import encode
+from isobit.targets import Placement, Profile
+
+
+def overview(profiles: Iterable[Profile]) -> Table:
+    """One row for each target."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("target", style="bold", no_wrap=True)
+    table.add_column("hardware")
+    table.add_column("weights")
+    table.add_column("activations")
+    table.add_column("verified on", no_wrap=True)
+    for p in profiles:
+        table.add_row(p.name, p.vendor, str(p.weight), str(p.activation), "\n".join(_engine(e) for e in p.engines))
+    return table
+
+
+def details(p: Profile) -> Table:
+    """All of one target."""
+    return facts(
+        [
+            ("target", p.name),
+            ("hardware", p.vendor),
+            ("source", p.source),
+            ("weights", str(p.weight)),
+            ("activations", str(p.activation)),
+            ("biases", "float" if p.bias_bits is None else f"int{p.bias_bits}, scale of the input times the weight's"),
+            ("first, last layer", "as all others" if p.edge_bits is None else f"at least {p.edge_bits} bits"),
+            ("batch norm", "folded into the layer before" if p.fold_bn else "kept as an op of its own"),
+            *_placement(p.placement),
+            ("fused", [f"{a} + {b}" for a, b in sorted(p.fusions)]),
+            ("arithmetic", str(p.arithmetic)),
+            ("verified on", [_engine(e) for e in p.engines]),
+        ]
+    )
+
+
+def as_json(p: Profile) -> dict[str, Any]:
+    """One target for programs."""
+    return {
+        "name": p.name,
+        "vendor": p.vendor,
+        "source": p.source,
+        "weight": _scheme(p.weight),
+        "activation": _scheme(p.activation),
+        "engines": list(p.engines),
+    }
+
+
+def _scheme(scheme: Scheme) -> dict[str, Any]:
+    return {"text": str(scheme), **encode(scheme)}
+
+
+def _placement(p: Placement) -> list[tuple[str, str]]:
+    return [
+        ("quantized inputs", ", ".join(sorted(p.inputs))),
+        ("quantized outputs", ", ".join(sorted(p.outputs)) or "none"),
+        ("one scale through", ", ".join(sorted(p.shared)) or "none"),
+        ("residual branch", "stays in float" if not p.every_consumer else "reads the quantized tensor"),
+        ("conv before add", "not rounded in between" if p.conv_feeds_add else "rounded in between"),
+        ("network's output", "quantized" if p.network_output else "float"),
+    ]
+
+
+def _engine(name: str) -> str:
+    return name if not ENGINES[name]().missing() else f"{name} (not installed)"
