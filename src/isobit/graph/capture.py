@@ -22,7 +22,7 @@ from isobit.graph.cleanup import clean
 from isobit.graph.functional import modules_for_functions
 from isobit.graph.guards import batch_limits
 from isobit.graph.inplace import functionalise
-from isobit.graph.leaves import Markers, is_leaf, marked
+from isobit.graph.leaves import Markers, is_leaf, marked, reads_training
 from isobit.graph.names import name_nodes
 from isobit.graph.refusal import refused
 from isobit.graph.samples import Samples, samples_of
@@ -57,7 +57,7 @@ def capture(
     modes = {name: m.training for name, m in root.named_modules()}
     root.eval()
     with _undisturbed(root):
-        reference = Reference.of(root, samples.varied(), dynamic=dynamic_batch) if check else None
+        reference = Reference.of(_sharing(root), samples.varied(), dynamic=dynamic_batch) if check else None
         graph, method, more = _traced(root, samples, dynamic_batch, leaves)
         captured = Captured(root, graph, CaptureRecord(method=method))
         if reference is not None:
@@ -90,6 +90,11 @@ def _private(model: nn.Module) -> tuple[nn.Module, list[str]]:
             f"{type(model).__name__} cannot be deep-copied, and capture works on a copy: {error}"
         ) from error
     return root, _without_hooks(root)
+
+
+def _sharing(root: nn.Module) -> nn.Module:
+    """A copy with the same parameters: what a forward caches on its modules stays on the copy."""
+    return copy.deepcopy(root, {id(p): p for p in root.parameters()})
 
 
 def _without_hooks(root: nn.Module) -> list[str]:
@@ -147,32 +152,34 @@ Trace = tuple[fx.Graph, str, list[str]]
 def _traced(root: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type[nn.Module], ...]) -> Any:
     """The graph by torch.export, else by torch.fx; raises CaptureError with the first cause."""
     sizes = [TRACED] + ([samples.batch] if samples.batch > 1 else []) if dynamic else [samples.batch]
-    first: Exception | None = None
+    failed: list[tuple[Exception, nn.Module]] = []
     for size in sizes:
+        traced = _sharing(root)
         try:
-            graph, notes = _exported(root, samples.of(size) if dynamic else samples, dynamic, leaves)
+            graph, notes = _exported(root, traced, samples.of(size) if dynamic else samples, dynamic, leaves)
             return graph, "export", notes
         except Exception as error:
-            first = first or error
-    assert first is not None
+            failed.append((error, traced))
+    first, traced = failed[0]
     try:
-        graph = _symbolic(root, leaves)
+        graph, notes = _symbolic(root, leaves)
         reason = str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__
-        return graph, "symbolic_trace", [f"torch.export failed, torch.fx traced it instead: {reason}"]
+        return graph, "symbolic_trace", [f"torch.export failed, torch.fx traced it instead: {reason}", *notes]
     except Exception:
-        raise refused(first, root, samples) from first
+        raise refused(first, traced, samples) from first
 
 
 def _exported(
-    root: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type[nn.Module], ...]
+    root: nn.Module, traced: nn.Module, samples: Samples, dynamic: bool, leaves: tuple[type[nn.Module], ...]
 ) -> tuple[fx.Graph, list[str]]:
+    """Trace the copy `traced` and turn the trace into a graph over the modules of `root`."""
     shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     if dynamic:
         for x in samples.batched():
             shapes[x] = {0: Dim.AUTO}
-    with marked(root, leaves) as markers, _quiet():
+    with marked(traced, leaves) as markers, _quiet():
         program = torch.export.export(
-            root, samples.args, samples.kwargs, dynamic_shapes=shapes if dynamic else None, strict=False
+            traced, samples.args, samples.kwargs, dynamic_shapes=shapes if dynamic else None, strict=False
         )
         module = program.module(check_guards=False)
         graph = module.graph
@@ -183,12 +190,35 @@ def _exported(
 
 def _finish(graph: fx.Graph, root: nn.Module, source: nn.Module) -> list[str]:
     clean(graph, root, source)
-    modules_for_functions(graph, root)
+    switching = modules_for_functions(graph, root)
     modules = dict(root.named_modules(remove_duplicate=False))
     kept = functionalise(graph, modules)
     clean(graph, root, source)
     name_nodes(graph)
-    return [f"an in-place operator stays in place: {line_of_node(n) or n.name}" for n in kept]
+    return _unswitched(graph, root, switching) + [
+        f"an in-place operator stays in place: {line_of_node(n) or n.name}" for n in kept
+    ]
+
+
+def _unswitched(graph: fx.Graph, root: nn.Module, switching: set[str]) -> list[str]:
+    """Which modules of the user look at `self.training` without a layer that switches coming out of it."""
+    called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
+    owners = {path for n in graph.nodes for path in _owners(n)} - called - switching
+    found: dict[str, list[str]] = {}
+    for path in sorted(owners):
+        module = root.get_submodule(path)
+        if reads_training(module):
+            found.setdefault(type(module).__name__, []).append(path or "the network")
+    return [
+        f"{paths[0]} ({kind}" + (f", and {len(paths) - 1} like it" if paths[1:] else "") + ") reads self.training: "
+        "the graph holds what it does in eval mode"
+        for kind, paths in found.items()
+    ]
+
+
+def _owners(node: fx.Node) -> list[str]:
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return [p for path, _ in stack if not (p := path.split("@")[0]).startswith("_empty_nn_module_stack")]
 
 
 def _call_modules(graph: fx.Graph, markers: Markers) -> None:
@@ -231,6 +261,8 @@ def _pick(graph: fx.Graph, before: fx.Node, value: fx.Node, path: tuple[Any, ...
 
 
 class _Tracer(fx.Tracer):
+    record_stack_traces = True
+
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self.leaves = leaves
@@ -239,9 +271,9 @@ class _Tracer(fx.Tracer):
         return is_leaf(m, self.leaves) or isinstance(m, nn.RNNBase)
 
 
-def _symbolic(root: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.Graph:
-    graph = _Tracer(leaves).trace(root)
-    modules_for_functions(graph, root)
+def _symbolic(root: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, list[str]]:
+    graph = _Tracer(leaves).trace(_sharing(root))
+    switching = modules_for_functions(graph, root)
     graph.eliminate_dead_code()
     name_nodes(graph)
-    return graph
+    return graph, _unswitched(graph, root, switching)

@@ -1,5 +1,6 @@
 """Functional layers become modules: `F.conv2d(x, self.weight)` is a call of the module that owns the weight."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,18 @@ FUNCTIONS: dict[Any, str] = {
 }  # fmt: skip
 """Functions that become modules."""
 
+_SCHEMAS: dict[Any, Any] = {
+    torch.conv1d: aten.conv1d.default,
+    torch.conv2d: aten.conv2d.default,
+    torch.conv3d: aten.conv3d.default,
+    torch.conv_transpose1d: aten.conv_transpose1d.default,
+    torch.conv_transpose2d: aten.conv_transpose2d.input,
+    torch.conv_transpose3d: aten.conv_transpose3d.input,
+    F.linear: aten.linear.default,
+    F.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
+}
+"""Functions without a signature in Python have the one of an overload."""
+
 _OPERANDS = {
     "conv": ("weight", "bias"),
     "conv_transpose": ("weight", "bias"),
@@ -48,20 +61,24 @@ _CONV_TRANSPOSE: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTrans
 _BATCH_NORM: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def modules_for_functions(graph: fx.Graph, root: nn.Module) -> None:
+def modules_for_functions(graph: fx.Graph, root: nn.Module) -> set[str]:
     """Turn each functional layer of `graph` into a call of a module of `root`, which is changed in place.
 
     Where the owner of the parameters is a layer of that kind (a subclass with its own forward), it becomes the
     plain layer under its own name; else it gets a child that shares the parameters and adds no key to state_dict.
+    Returns the names of the modules whose functions switch with the mode now.
     """
+    switching = set()
     claimed: dict[str, Arguments] = {}
     for node in list(graph.nodes):
         kind = FUNCTIONS.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
-        arguments = normalised(node, root)
+        arguments = normalised(node)
         if arguments is None:
             continue
+        if kind == "batch_norm" or kind not in _OPERANDS:
+            switching.add(owner_path(node))
         if kind in _OPERANDS:
             _use_owner(graph, node, root, kind, arguments, claimed)
         elif kind == "softmax":
@@ -70,18 +87,23 @@ def modules_for_functions(graph: fx.Graph, root: nn.Module) -> None:
             _use_attention(graph, node, root, arguments)
         else:
             _use_dropout(graph, node, root, kind, arguments)
+    return switching
 
 
-def normalised(node: fx.Node, root: nn.Module) -> Arguments | None:
+def normalised(node: fx.Node) -> Arguments | None:
     """The arguments of a function call by name, defaults filled in; None where they cannot be bound."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema.arguments
+    target = _SCHEMAS.get(node.target, node.target)
+    if isinstance(target, torch._ops.OpOverload):
+        schema = target._schema.arguments
         named = {a.name: a.default_value for a in schema if a.has_default_value()}
         named.update(zip((a.name for a in schema), node.args, strict=False))
-        named.update(node.kwargs)
-        return named
-    found = node.normalized_arguments(root, normalize_to_only_use_kwargs=True)
-    return None if found is None else dict(found.kwargs)
+        return {**named, **node.kwargs}
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def add_child(root: nn.Module, owner: str, name: str, module: nn.Module, kind: str = "") -> str:
@@ -110,12 +132,15 @@ def _call(graph: fx.Graph, node: fx.Node, target: str, args: tuple[Any, ...]) ->
 
 
 def _use_dropout(graph: fx.Graph, node: fx.Node, root: nn.Module, kind: str, arguments: Arguments) -> None:
-    """`F.dropout(x, p, False)` was captured in eval mode; with True it drops in eval mode too and stays so."""
+    """`F.dropout(x, p, False)` was captured in eval mode; with True it drops in eval mode too and stays so.
+
+    A rate of 0 may be that of eval mode alone, as in `F.dropout(x, self.dropout if self.training else 0.0)`.
+    """
     if arguments.get("train", arguments.get("training")) is not False:
         return
-    p = float(arguments["p"])
-    made = {"dropout": nn.Dropout, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout}[kind](p)
     owner = owner_path(node)
+    p = float(arguments["p"]) or dropout_of(root.get_submodule(owner))
+    made = {"dropout": nn.Dropout, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout}[kind](p)
     made.train(root.get_submodule(owner).training)
     _call(graph, node, add_child(root, owner, "dropout", made), (arguments["input"],))
 
@@ -176,7 +201,7 @@ def _use_owner(
     module = root.get_submodule(owner)
     tensors = {n: _tensor(module, paths[n].rpartition(".")[2]) if n in paths else None for n in names}
     settings = {k: v for k, v in arguments.items() if not isinstance(v, fx.Node)}
-    rank = _rank(arguments["input"])
+    rank = _rank(arguments["input"], module)
     plain = _layer(kind, tensors, settings, rank)
     if plain is None or (kind == "batch_norm" and not _switches(module)):
         return
@@ -192,9 +217,13 @@ def _use_owner(
     _call(graph, node, target, (arguments["input"],))
 
 
-def _rank(x: fx.Node) -> int:
+def _rank(x: fx.Node, module: nn.Module) -> int | None:
+    """How many dimensions `x` has; where a trace without shapes does not tell, the type of a batch norm does."""
     value = x.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 4
+    if isinstance(value, Tensor):
+        return value.dim()
+    kinds = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+    return next((rank for kind, rank in kinds.items() if isinstance(module, kind)), None)
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor | None:
@@ -245,9 +274,9 @@ def _fill_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -
             state[prefix + name] = value
 
 
-def _conv(t: Tensors, s: Arguments, rank: int) -> nn.Module | None:
+def _conv(t: Tensors, s: Arguments, rank: int | None) -> nn.Module | None:
     weight = t["weight"]
-    if weight is None or weight.dim() not in (3, 4, 5) or rank not in (weight.dim(), weight.dim() - 1):
+    if weight is None or weight.dim() not in (3, 4, 5) or rank not in (weight.dim(), weight.dim() - 1, None):
         return None
     dims = weight.dim() - 2
     padding = s["padding"] if isinstance(s["padding"], str) else _per_axis(s["padding"], dims)
@@ -264,9 +293,9 @@ def _conv(t: Tensors, s: Arguments, rank: int) -> nn.Module | None:
     )
 
 
-def _conv_transpose(t: Tensors, s: Arguments, rank: int) -> nn.Module | None:
+def _conv_transpose(t: Tensors, s: Arguments, rank: int | None) -> nn.Module | None:
     weight = t["weight"]
-    if weight is None or weight.dim() not in (3, 4, 5) or rank not in (weight.dim(), weight.dim() - 1):
+    if weight is None or weight.dim() not in (3, 4, 5) or rank not in (weight.dim(), weight.dim() - 1, None):
         return None
     dims = weight.dim() - 2
     return _CONV_TRANSPOSE[dims - 1](
@@ -283,36 +312,36 @@ def _conv_transpose(t: Tensors, s: Arguments, rank: int) -> nn.Module | None:
     )
 
 
-def _linear(t: Tensors, _s: Arguments, _rank: int) -> nn.Module | None:
+def _linear(t: Tensors, _s: Arguments, _rank: int | None) -> nn.Module | None:
     weight = t["weight"]
     if weight is None or weight.dim() != 2:
         return None
     return nn.Linear(weight.shape[1], weight.shape[0], bias=t["bias"] is not None, device="meta")
 
 
-def _batch_norm(t: Tensors, s: Arguments, rank: int) -> nn.Module | None:
+def _batch_norm(t: Tensors, s: Arguments, rank: int | None) -> nn.Module | None:
     mean = t["running_mean"]
-    if mean is None or rank not in (2, 3, 4, 5) or s["training"] is not False:
+    if mean is None or rank is None or rank not in (2, 3, 4, 5) or s["training"] is not False:
         return None
     cls = _BATCH_NORM[rank - 2]
     return cls(mean.shape[0], eps=s["eps"], momentum=s["momentum"], affine=t["weight"] is not None, device="meta")
 
 
-def _layer_norm(t: Tensors, s: Arguments, _rank: int) -> nn.Module | None:
+def _layer_norm(t: Tensors, s: Arguments, _rank: int | None) -> nn.Module | None:
     shape, affine = list(s["normalized_shape"]), t["weight"] is not None
     if not affine:
         return None
     return nn.LayerNorm(shape, eps=s["eps"], bias=t["bias"] is not None, device="meta")
 
 
-def _group_norm(t: Tensors, s: Arguments, _rank: int) -> nn.Module | None:
+def _group_norm(t: Tensors, s: Arguments, _rank: int | None) -> nn.Module | None:
     weight = t["weight"]
     if weight is None or t["bias"] is None:
         return None
     return nn.GroupNorm(s["num_groups"], weight.shape[0], eps=s["eps"], device="meta")
 
 
-_LAYERS: dict[str, Callable[[Tensors, Arguments, int], nn.Module | None]] = {
+_LAYERS: dict[str, Callable[[Tensors, Arguments, int | None], nn.Module | None]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "linear": _linear,
@@ -322,7 +351,7 @@ _LAYERS: dict[str, Callable[[Tensors, Arguments, int], nn.Module | None]] = {
 }
 
 
-def _layer(kind: str, tensors: Tensors, settings: Arguments, rank: int) -> nn.Module | None:
+def _layer(kind: str, tensors: Tensors, settings: Arguments, rank: int | None) -> nn.Module | None:
     return _LAYERS[kind](tensors, settings, rank)
 
 

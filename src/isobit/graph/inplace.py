@@ -104,13 +104,21 @@ def _write(graph: fx.Graph, node: fx.Node, written: Any, make: Callable[[fx.Node
     at = order[node]
     if chain is None or any(_seen_elsewhere(v, order, at, chain) for v in chain):
         return False
+
+    def later(user: fx.Node) -> bool:
+        return order.get(user, -1) > at
+
+    depth = max((i for i, v in enumerate(chain) if any(map(later, v.users))), default=0)
+    if any(view.target not in _SCATTER for view in chain[:depth]):
+        return False
     new = make(node)
     if new is not node:
         node.replace_all_uses_with(new)
     value = new
-    for view, base in zip(chain, [*chain[1:], None], strict=True):
-        view.replace_all_uses_with(value, delete_user_cb=lambda u: order.get(u, -1) > at and u is not node)
-        if base is not None:
+    for i, view in enumerate(chain[: depth + 1]):
+        view.replace_all_uses_with(value, delete_user_cb=later)
+        if i < depth:
+            base = chain[i + 1]
             with graph.inserting_after(value):
                 value = graph.call_function(_SCATTER[view.target], (base, value, *view.args[1:]), dict(view.kwargs))
             value.meta = {k: v for k, v in new.meta.items() if k not in ("val", "tensor_meta")}
@@ -121,11 +129,9 @@ def _write(graph: fx.Graph, node: fx.Node, written: Any, make: Callable[[fx.Node
 
 
 def _chain(written: Any) -> list[fx.Node] | None:
-    """From the overwritten value down through slices to the tensor that owns the memory."""
+    """From the overwritten value down through views to the tensor that owns the memory; None for a parameter's."""
     chain = [written]
     while _is_view(chain[-1]):
-        if chain[-1].target not in _SCATTER:
-            return None
         chain.append(chain[-1].args[0])
     return None if chain[-1].op == "get_attr" else chain
 

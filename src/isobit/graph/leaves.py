@@ -121,9 +121,19 @@ def may_switch_off(module: nn.Module) -> bool:
 
 
 def reads_training(module: nn.Module) -> bool:
-    """Whether the forward of the class of `module` names `training`."""
-    forward = inspect.unwrap(type(module).forward)
-    return inspect.isfunction(forward) and "training" in forward.__code__.co_names
+    """Whether the forward of `module`, or a method of its class that forward uses, names `training`."""
+    pending, seen = ["forward"], {"forward"}
+    while pending:
+        method = inspect.unwrap(getattr(type(module), pending.pop()))
+        if not inspect.isfunction(method):
+            continue
+        named = method.__code__.co_names
+        if "training" in named:
+            return True
+        further = {n for n in named if n not in vars(nn.Module) and callable(getattr(type(module), n, None))} - seen
+        seen |= further
+        pending += further
+    return False
 
 
 @contextmanager
