@@ -117,6 +117,11 @@ class QdqGraph:
         inputs = [x, w] + ([self.bias(x, scale, cout)] if bias else [])
         return self.node("Conv", inputs, kernel_shape=list(kernel), group=group, **attributes)
 
+    def crop(self, x: str) -> str:
+        """Without the outermost row and column on each side."""
+        names = [self.constant("index", np.array(v, np.int64)) for v in ([1, 1], [-1, -1], [2, 3])]
+        return self.node("Slice", [x, *names])
+
     def gemm(self, x: str, cin: int, cout: int, *, axis: int | None = 0, bias: bool = True) -> str:
         w, scale = self.weight((cout, cin), axis=axis)
         return self.node("Gemm", [x, w] + ([self.bias(x, scale, cout)] if bias else []), transB=1)

@@ -125,5 +125,6 @@ OPENVINO = Arithmetic(
     global_average=ThroughFloat(),
     concat=ThroughFloat(),
 )
-"""OpenVINO's CPU plugin: no mismatch in convolutions with a Relu; up to 3 in a million where the zero point is not
-the lowest level, and up to 200 in a million in an Add of two quantized tensors, by one step."""
+"""OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
+and without Relu); a step in 2 to 4 of a million where a convolution takes a residual, in 20 of a million in an Add of
+two quantized tensors. Padded windows of AveragePool with `count_include_pad` are not reproduced."""

@@ -1,0 +1,69 @@
+"""OpenVINO's arithmetic against the real OpenVINO: exact for convolutions, a few steps in a million for Add."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from integer.cases import samples
+from integer.graphs import QdqGraph
+from isobit.core.arithmetic import OPENVINO
+from isobit.engines import OpenVino
+from isobit.engines.instruction_set import saturates_pairs
+from isobit.integer import run_reference
+
+pytestmark = [
+    pytest.mark.skipif(bool(OpenVino().missing()), reason=OpenVino().missing() or "installed"),
+    pytest.mark.skipif(
+        saturates_pairs(OpenVino().instruction_set()), reason="pairs of products saturate on this processor"
+    ),
+]
+
+
+def conv_relu(g: QdqGraph) -> None:
+    x = g.qdq(g.input("batch", 16, 40, 40))
+    g.output(g.qdq(g.node("Relu", [g.conv(x, 16, 32, pads=[1] * 4)]), zero_point=0, scale=0.1))
+
+
+def depthwise_relu(g: QdqGraph) -> None:
+    x = g.qdq(g.input("batch", 32, 40, 40))
+    g.output(g.qdq(g.node("Relu", [g.conv(x, 32, 32, group=32)]), zero_point=0, scale=0.04))
+
+
+def conv(g: QdqGraph) -> None:
+    g.output(g.qdq(g.conv(g.qdq(g.input("batch", 16, 40, 40)), 16, 32), scale=0.2))
+
+
+def gemm(g: QdqGraph) -> None:
+    g.output(g.qdq(g.gemm(g.qdq(g.input("batch", 128)), 128, 256), scale=0.5))
+
+
+def residual(g: QdqGraph) -> None:
+    """The branch that feeds the Add stays in float: OpenVINO adds the residual inside the convolution."""
+    x = g.qdq(g.input("batch", 3, 32, 32))
+    a = g.qdq(g.node("Relu", [g.conv(x, 3, 16, pads=[1] * 4)]), zero_point=0, scale=0.06)
+    g.output(g.qdq(g.node("Relu", [g.node("Add", [g.conv(a, 16, 16), g.crop(a)])]), zero_point=0, scale=0.2))
+
+
+def add(g: QdqGraph) -> None:
+    a, b = g.qdq(g.input("batch", 64, 64)), g.qdq(g.input("batch", 64, 64, name="y"))
+    g.output(g.qdq(g.node("Add", [a, b])))
+
+
+ALLOWED = {conv_relu: 0.0, depthwise_relu: 0.0, conv: 0.0, gemm: 0.0, residual: 2e-5, add: 1e-4}
+
+
+@pytest.mark.parametrize("case", ALLOWED, ids=lambda case: case.__name__)
+def test_share_of_results_that_differ(case: Callable[[QdqGraph], None], tmp_path: Path) -> None:
+    differ = total = 0
+    for seed in range(4):
+        g = QdqGraph(seed)
+        case(g)
+        path, inputs = g.save(tmp_path / "net.onnx"), samples(g, batch=4, seed=seed)
+        reference = run_reference(path, inputs, OPENVINO)
+        (engine,) = OpenVino().load(path).run(inputs)
+        steps = np.rint(np.abs(engine - reference.outputs[0]) / g.constants[g.nodes[-1].input[1]])
+        assert reference.exact and steps.max() <= 1
+        differ, total = differ + int(np.count_nonzero(steps)), total + steps.size
+    assert differ <= ALLOWED[case] * total
