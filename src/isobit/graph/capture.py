@@ -274,6 +274,8 @@ class _Tracer(fx.Tracer):
 def _symbolic(root: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, list[str]]:
     graph = _Tracer(leaves).trace(_sharing(root))
     switching = modules_for_functions(graph, root)
-    graph.eliminate_dead_code()
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     name_nodes(graph)
     return graph, _unswitched(graph, root, switching)
