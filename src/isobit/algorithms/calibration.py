@@ -1,6 +1,7 @@
 """Calibration: show data to the observers of a prepared network, then let every quantizer take what they found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from isobit.core.progress import Progress, silent
 from isobit.graph.convert import round_biases
 from isobit.graph.insert import slots
 from isobit.graph.slots import Slot, weight_slot
+from isobit.graph.tensors import tensors_of
 from isobit.observers import ObserverSettings
 
 
@@ -42,7 +44,8 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
     for slot in activations:
         slot.observer = observation.settings_of(slot, is_weight=False).build(slot.quantizer.scheme)  # type: ignore[arg-type]
         slot.mode = "observe"
-    samples = _run(model, data, progress)
+    with fastest_layout(model) as layout:
+        samples = _run(model, data, layout, progress)
     for slot in [*weights, *activations]:
         slot.calibrate()
     _clone_out_of_inference_mode(model)
@@ -69,24 +72,48 @@ def _observe_weights(model: fx.GraphModule, observation: Observation) -> list[Sl
     return found
 
 
-def _run(model: nn.Module, data: Data, progress: Progress) -> int:
-    total = len(data) if isinstance(data, (list, tuple)) else None
-    done = samples = 0
+@contextmanager
+def fastest_layout(model: fx.GraphModule) -> Iterator[torch.memory_format]:
+    """Keep the weights of convolutions in channels-last order meanwhile, which CPU kernels run about a sixth faster.
+
+    Not where the graph takes a map apart with `view`, which needs the usual order.
+    """
+    tensors = tensors_of(model)
+    splits_maps = any(
+        tensors.kinds[node] == "reshape" and any(_is_map(t.meta.get("val")) for t in tensors.inputs(node))
+        for node in model.graph.nodes
+    )
+    layers = [] if splits_maps else [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for layer in layers:
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield torch.channels_last if layers else torch.contiguous_format
+    finally:
+        for layer in layers:
+            layer.weight.data = layer.weight.data.contiguous()
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
+
+
+def _run(model: nn.Module, data: Data, layout: torch.memory_format, progress: Progress) -> int:
+    total = len(data) if isinstance(data, Sized) else None
+    samples = 0
     first: Batch | None = None
     varies = False
-    for batch in batches(data):
+    for index, batch in enumerate(batches(data)):
         first = first or batch
         varies = varies or _varies(batch, first)
         try:
-            model(*batch.inputs)
+            model(*(x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in batch.inputs))
         except (RuntimeError, TypeError) as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
             raise CalibrationError(
-                f"the network does not take calibration batch {done} of shape {shapes}: {_first_line(error)}"
+                f"the network does not take calibration batch {index} of shape {shapes}: {_first_line(error)}"
             ) from error
-        done += 1
         samples += batch.size
-        progress("calibrating", done, total)
+        progress("calibrating", index + 1, total)
     if not varies and first is not None:
         raise CalibrationError("the calibration data is constant: every value is the same. Give real samples")
     return samples

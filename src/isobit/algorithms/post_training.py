@@ -14,7 +14,7 @@ from isobit.graph.insert import insert
 from isobit.graph.passes import FoldBatchNorm, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
-from isobit.observers import OBSERVERS, ObserverSettings
+from isobit.observers import MinMax, ObserverSettings
 from isobit.quantizers import Fixed, QuantizerSettings
 from isobit.targets import Profile
 
@@ -49,8 +49,8 @@ def prepare(
 class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, and the preparation's."""
 
-    weight_observer: ObserverSettings = field(default_factory=lambda: OBSERVERS["min_max"]())
-    activation_observer: ObserverSettings = field(default_factory=lambda: OBSERVERS["min_max"]())
+    weight_observer: ObserverSettings = field(default_factory=MinMax)
+    activation_observer: ObserverSettings = field(default_factory=MinMax)
     observers: dict[str, ObserverSettings] = field(default_factory=dict)
     preparing: Preparing = field(default_factory=Preparing)
     seed: int = 0
