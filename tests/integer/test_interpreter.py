@@ -11,7 +11,7 @@ from integer.graphs import QdqGraph
 from integer.test_requantize import gemmlowp
 from isobit.core.arithmetic import FIXED_POINT, FLOAT32, GEMMLOWP, SHIFT, Arithmetic, Shift
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.engines import Fake
+from isobit.engines import Fake, OnnxRuntime
 from isobit.integer import Reference, run_reference
 
 
@@ -209,3 +209,19 @@ def test_bad_files_and_inputs(tmp_path: Path) -> None:
     model.graph.node[0].domain, model.graph.node[0].op_type = "vendor", "Strange"
     with pytest.raises(UnsupportedError, match=r"vendor\.Strange"):
         run_reference(model, samples(g))
+
+
+@pytest.mark.parametrize(("factor", "fused"), [(1.0, True), (1.009, True), (1.05, False), (0.5, False)])
+def test_a_bias_at_another_scale_keeps_a_convolution_in_float(factor: float, fused: bool, tmp_path: Path) -> None:
+    g = QdqGraph(16)
+    x = g.qdq(g.input("batch", 3, 8, 8), scale=0.08)
+    y = g.conv(x, 3, 4)
+    name = next(name for name in g.constants if name.startswith("bias_scale"))
+    g.constants[name] = (g.constants[name] * factor).astype(np.float32)
+    g.output(g.qdq(y))
+    path = g.save(tmp_path / "net.onnx")
+    reference = Reference(path)
+    assert (reference.float_ops == ()) is fused
+    if not OnnxRuntime().missing():
+        assert reference.float_ops == OnnxRuntime().load(path).float_islands()
+    assert Reference(path, GEMMLOWP).float_ops == ()
