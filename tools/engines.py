@@ -1,6 +1,6 @@
 """Print which engines are installed: name, version, instruction set, or what to install.
 
-    python tools/engines.py
+python tools/engines.py
 """
 
 from isobit.engines import ENGINES

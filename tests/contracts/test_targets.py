@@ -51,7 +51,7 @@ def test_every_scheme_is_expressible(profile: Profile) -> None:
 
 
 def check_schemes(profile: Profile) -> None:
-    """A static quantizer can be built and calibrated in each scheme at each width, on its grid and within half a step."""
+    """A static quantizer can be built and calibrated in each scheme, on its grid and within half a step."""
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     for bits in range(2, 9):
         wide = profile.with_bits(weight=bits, activation=bits)

@@ -77,12 +77,11 @@ def round_biases(model: fx.GraphModule) -> None:
     for node in calls:
         layer = model.get_submodule(str(node.target))
         slot = weight_slot(layer)
-        bias = getattr(layer, "bias", None)
-        scale = _input_scale(model, tensors, node)
-        if slot is None or bias is None or scale is None or targets.count(str(node.target)) > 1:
+        if slot is None or layer.bias is None or targets.count(str(node.target)) > 1:
             continue  # a layer that is called twice may read two scales: its deployed copies round for themselves
-        weight = slot.grid()
-        if isinstance(weight, QParams) and weight.scale.dim() <= 1:
+        bias, weight, scale = layer.bias, slot.grid(), _input_scale(model, tensors, node)
+        if scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
+            assert isinstance(bias, Tensor)
             step = (scale.float() * weight.scale.float()).double()
             with torch.no_grad():
                 bias.copy_((bias.double() / step).round() * step)
@@ -90,7 +89,10 @@ def round_biases(model: fx.GraphModule) -> None:
 
 def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | None:
     """The scale of the slot that feeds a layer, seen through a pad that it absorbs; None for a float input."""
-    source = tensors.source(tensors.inputs(node)[0])
+    inputs = tensors.inputs(node)
+    if not inputs:
+        return None
+    source = tensors.source(inputs[0])
     if source.op != "call_module":
         return None
     module = model.get_submodule(str(source.target))

@@ -11,11 +11,15 @@ from isobit.core.records import FloatOp
 from isobit.core.scheme import Scheme
 from isobit.graph.names import names
 from isobit.graph.rules import Rules
+from isobit.graph.slots import QUANTIZED_LAYERS
 from isobit.graph.tensors import PASSIVE, Tensors, is_float_tensor, tensors_of
 from isobit.targets import Profile
 
 STRUCTURAL = PASSIVE | {"input", "output", "constant", "shape", "getitem"}
 """Kinds that compute nothing."""
+
+REARRANGES = frozenset({"reshape", "transpose", "slice"})
+"""Kinds that give the same values another shape or place."""
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 
@@ -98,11 +102,15 @@ class _Placer:
         for node, name in compute.items():
             if pattern := self.rules.kept_by(name):
                 self.kept[node] = pattern
-            elif (pattern := self.rules.forced_by(name)) and self.kind(node) not in kinds | self.fusable():
-                raise UnsupportedError(
-                    f"the rule {pattern!r} demands that {name} is quantized, but {self.profile.name} has no integer "
-                    f"{self.kind(node)}; it can quantize {', '.join(sorted(kinds))}"
-                )
+            elif pattern := self.rules.forced_by(name):
+                start = f"the rule {pattern!r} demands that {name} is quantized, but "
+                if self.kind(node) not in kinds | self.fusable():
+                    raise UnsupportedError(
+                        f"{start}{self.profile.name} has no integer {self.kind(node)}; "
+                        f"it can quantize {', '.join(sorted(kinds))}"
+                    )
+                if not self.computes(node):
+                    raise UnsupportedError(start + self.no_weight(node))
 
     def fusable(self) -> set[str]:
         return {kind for pair in self.profile.fusions for kind in pair}
@@ -133,7 +141,7 @@ class _Placer:
 
     def follows_conv(self, tensor: fx.Node) -> bool:
         if self.kind(tensor) == "batch_norm":
-            (tensor,) = self.tensors.inputs(tensor)
+            tensor = self.tensors.inputs(tensor)[0]
         return self.kind(tensor) in WEIGHTED and tensor not in self.kept
 
     def is_wanted(self, tensor: fx.Node) -> bool:
@@ -160,7 +168,9 @@ class _Placer:
         return node not in self.kept and (self.kind(node) not in WEIGHTED or self.module(node) is not None)
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        """The module of an op with weights, None where its weight cannot be quantized."""
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module if isinstance(module, tuple(QUANTIZED_LAYERS)) else None
 
     def spread_shared(self, wanted: set[fx.Node]) -> None:
         """Ops that move integers keep the scale of their input: their output joins its group."""
@@ -253,6 +263,8 @@ class _Placer:
                 integer.add(node)
                 continue
             if reason := self.float_reason(node, wanted):
+                if kind in REARRANGES and node not in self.kept:
+                    continue  # it computes nothing: what it moves is in float already, and that op is named
                 yield FloatOp(name=self.names[node], op=kind, reason=reason)
             else:
                 integer.add(node)
@@ -264,10 +276,16 @@ class _Placer:
         if kind not in self.profile.placement.kinds:
             return f"{target} quantizes no {kind}"
         if not self.computes(node):
-            return "its weight is not a parameter of a module"
+            return self.no_weight(node)
         if not self.reads_integers(node, wanted):
             return "an input of it is in float"
         return ""
+
+    def no_weight(self, node: fx.Node) -> str:
+        """Why the weight of an op cannot be quantized."""
+        if node.op != "call_module":
+            return "its weight is not a parameter of a module"
+        return f"isobit quantizes no {type(self.model.get_submodule(str(node.target))).__name__}"
 
     def kind(self, node: fx.Node) -> str:
         return self.tensors.kinds[node]

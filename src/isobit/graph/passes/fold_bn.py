@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.core.errors import IsobitError
+from isobit.graph.names import display_name
 from isobit.graph.passes.protocol import PassReport
 from isobit.graph.tensors import tensors_of
 
@@ -35,7 +36,10 @@ class FoldBatchNorm:
                 calls[str(node.target)] = calls.get(str(node.target), 0) + 1
         done, left, worst = [], [], 0.0
         for node in list(model.graph.nodes):
-            if tensors.kinds[node] != "batch_norm" or node.op != "call_module":
+            if tensors.kinds[node] != "batch_norm":
+                continue
+            if node.op != "call_module":
+                left.append(f"{display_name(node)}: a function that always uses its own statistics, not a module")
                 continue
             (source,) = tensors.inputs(node)
             if why := _obstacle(model, source, node, calls):
