@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from isobit.analysis.cost import bits_of, cost
 from isobit.analysis.distribution import Distribution, activation_distributions, weight_distribution
 from isobit.analysis.layer_error import isolated as isolated_noise
-from isobit.analysis.layer_error import pieces, sensitivity, side_by_side
+from isobit.analysis.layer_error import pieces, sensitivity, side_by_side, tensors_in
 from isobit.analysis.layers import Layer, quantized_layers
 from isobit.analysis.modes import measured
 from isobit.analysis.noise import Noise
@@ -19,8 +19,12 @@ from isobit.graph.slots import Slot
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement:
-    """What a pass over the data found: noise by layer, distributions by slot's node and, for weights, by layer."""
+    """What a pass over the data found: noise by layer, distributions by slot's node and, for weights, by layer.
 
+    `output` is the noise of the network's outputs when everything is quantized.
+    """
+
+    output: Noise
     accumulated: dict[str, Noise]
     isolated: dict[str, Noise]
     activations: dict[fx.Node, Distribution]
@@ -46,22 +50,22 @@ def measure(
     model: fx.GraphModule, layers: tuple[Layer, ...], data: Data, *, samples: int = 32, progress: Progress = silent
 ) -> Measurement:
     """All that needs data; with `samples` 0 no layer is quantized alone."""
-    accumulated = {layer.name: Noise() for layer in layers}
+    accumulated, output = {layer.name: Noise() for layer in layers}, Noise()
     outputs = {layer.output: layer.name for layer in layers}
     activations = activation_distributions(model, layers)
     with measured(model) as active:
         for done, batch in enumerate(pieces(data), start=1):
             for node, x, x_hat in side_by_side(model, batch, active):
-                if not isinstance(x, Tensor) or not isinstance(x_hat, Tensor):
-                    continue
-                if node in outputs:
+                if node in outputs and isinstance(x, Tensor) and isinstance(x_hat, Tensor):
                     accumulated[outputs[node]].add(x, x_hat)
-                if node in activations:
+                if node in activations and isinstance(x, Tensor):
                     activations[node].see(x)
+            for y, y_hat in zip(tensors_in(x), tensors_in(x_hat), strict=True):
+                output.add(y, y_hat)
             progress("comparing layers", done, None)
     alone = isolated_noise(model, data, samples=samples, progress=progress) if samples > 0 else {}
     weights = {layer.name: found for layer in layers if (found := weight_distribution(layer)) is not None}
-    return Measurement(accumulated=accumulated, isolated=alone, activations=activations, weights=weights)
+    return Measurement(output=output, accumulated=accumulated, isolated=alone, activations=activations, weights=weights)
 
 
 def records(

@@ -109,6 +109,11 @@ class Distribution:
         """The channels of an activation (n, c, h, w) that were 0 everywhere, in all samples."""
         return () if self._alive is None else tuple((~self._alive).nonzero().flatten().tolist())
 
+    @property
+    def channels(self) -> int:
+        """The channels of an activation (n, c, h, w), 0 for one of another shape."""
+        return 0 if self._alive is None else self._alive.numel()
+
     def record(self) -> TensorRecord:
         """All of it as plain values."""
         histogram, scheme = self._counts.histogram(), self.grid.scheme

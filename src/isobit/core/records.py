@@ -1,5 +1,6 @@
 """Plain records: what a run found, in a form that JSON holds and the report draws. No tensors, no modules."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -210,7 +211,7 @@ T = TypeVar("T")
 
 
 def to_json(record: Any) -> Any:
-    """A record as dicts, lists and plain values."""
+    """A record as dicts, lists and plain values; infinities and NaN, which JSON has no numbers for, as texts."""
     return _plain(asdict(record) if is_dataclass(record) and not isinstance(record, type) else record)
 
 
@@ -237,14 +238,24 @@ def _typed(hint: Any, value: Any) -> Any:
         inner = get_args(hint)[0]
         return tuple(_typed(inner, item) for item in value)
     if get_origin(hint) is UnionType:
-        inner = next((a for a in get_args(hint) if is_dataclass(a)), None)
+        inner = next((a for a in get_args(hint) if is_dataclass(a) or a is float), None)
         return _typed(inner, value) if inner is not None and value is not None else value
+    if hint is float and isinstance(value, str):
+        return _number(value)
     if isinstance(hint, type) and is_dataclass(hint):
         return from_json(hint, value)
     return value
 
 
+def _number(text: str) -> float:
+    if text not in ("inf", "-inf", "nan"):
+        raise ArtifactError(f"expected a number in a record, got {text!r}")
+    return float(text)
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
