@@ -217,3 +217,28 @@ def test_compile_and_ddp_free_training_runs() -> None:
     x = torch.randn(4, 3, 6, 6)
     compiled = torch.compile(copy.deepcopy(captured), backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), captured(x), atol=1e-6)
+
+
+def test_what_only_train_mode_does_is_noted() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return self.noisy(y) if self.training else y
+
+        def noisy(self, y: Tensor) -> Tensor:
+            return y + torch.randn_like(y)
+
+    class Rate(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+    captured = capture(nn.Sequential(Noisy(4, 4), Noisy(4, 4), Rate(4, 4), Stochastic()), torch.zeros(1, 4))
+    (note,) = captured.record.notes
+    assert note.startswith("0 (Noisy, and 1 like it) computes something else in train mode")
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "view_in_place"])
+def test_nothing_else_is_noted(name: str, pairs: Any) -> None:
+    _, _, captured = pair(name, pairs)
+    assert captured.record.method == "export"
+    assert captured.record.notes == ()

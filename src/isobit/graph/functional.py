@@ -77,7 +77,7 @@ def modules_for_functions(graph: fx.Graph, root: nn.Module) -> set[str]:
         arguments = normalised(node)
         if arguments is None:
             continue
-        if kind == "batch_norm" or kind not in _OPERANDS:
+        if kind in ("batch_norm", "dropout", "feature_dropout", "alpha_dropout", "attention"):
             switching.add(owner_path(node))
         if kind in _OPERANDS:
             _use_owner(graph, node, root, kind, arguments, claimed)
@@ -213,7 +213,8 @@ def _use_owner(
         target = owner
     else:
         stem = paths["weight"].rpartition(".")[2].removesuffix("weight").strip("_") if "weight" in paths else ""
-        target = add_child(root, owner, stem or kind, _borrowing(plain, tensors, module).train(module.training), kind)
+        borrowed = _borrowing(plain, tensors, module).train(module.training)
+        target = add_child(root, owner, stem or kind, borrowed, kind if stem else "")
     _call(graph, node, target, (arguments["input"],))
 
 
