@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isobit.cli import quantize, targets, verify
+from isobit.cli import analyze, demo, quantize, targets, verify
 from isobit.cli.group import Commands
 
 app = typer.Typer(
@@ -13,12 +13,14 @@ app = typer.Typer(
     cls=Commands,
     help="Quantize PyTorch networks for a named target, export them, run them on the real engine, and prove that both "
     "agree integer by integer.",
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=quantize.EPILOG)(quantize.quantize)
 app.command(epilog=verify.EPILOG)(verify.verify)
+app.command(epilog=analyze.EPILOG)(analyze.analyze)
+app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=targets.EPILOG)(targets.targets)
 
 
