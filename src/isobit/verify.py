@@ -12,7 +12,6 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, fx, nn
 
-from isobit.core.arithmetic import FLOAT32
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
@@ -139,7 +138,7 @@ def verify(
     metadata = read_metadata(path)
     deployed = None if model is None else _deployed(path, model, metadata)
     session = engine.load(path)
-    runs = _Executions(path, engine, deployed, Reference(path, FLOAT32), session)
+    runs = _Executions(path, engine, deployed, Reference(path, engine.arithmetic), session)
     step = output_step(path)
     pairs = [("reference", engine.name)]
     if deployed is not None:
@@ -212,29 +211,24 @@ def output_step(path: Path) -> float | None:
 
 
 def simulated_integers(model: nn.Module, path: Path, batch: Batch) -> dict[str, np.ndarray]:
-    """The integers at every quantizer of the simulation, under the names that the file gives them."""
-    names = {
-        node.input[1].removesuffix(".scale"): node.output[0]
-        for node in onnx.load(path).graph.node
-        if node.op_type == "QuantizeLinear"
-    }
-    found: dict[str, np.ndarray] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, ActivationQuantizer) and name in names:
+    """The integers at every quantizer of the simulation, under the names that the file gives them.
 
-            def keep(m: nn.Module, _: object, y: Tensor, key: str = names[name]) -> None:
-                assert isinstance(m, ActivationQuantizer)
-                q = (y / m.scale).round() + m.zero_point.to(y.dtype)
-                found[key] = q.to(torch.uint8).numpy()
+    Both list their quantizers in the order in which they run; empty where the file has merged some of them.
+    """
+    names = quantized_tensors(path)
+    found: list[np.ndarray] = []
 
-            hooks.append(module.register_forward_hook(keep))
+    def keep(module: nn.Module, _: object, y: Tensor) -> None:
+        assert isinstance(module, ActivationQuantizer)
+        found.append(((y / module.scale).round() + module.zero_point.to(y.dtype)).to(torch.uint8).numpy())
+
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     try:
         model(*batch.inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return dict(zip(names, found, strict=True)) if len(names) == len(found) else {}
 
 
 def first_output(y: object) -> Tensor:
@@ -263,7 +257,7 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         accuracy=tuple(Accuracy(execution=k, right=v, total=runs.labelled) for k, v in runs.right.items()),
         kernels=runs.session.kernels(),
         float_islands=runs.session.float_islands(),
-        risks=overflow_risks(runs.path, FLOAT32),
+        risks=overflow_risks(runs.path, engine.arithmetic),
         latency=latency,
         integers_sha256=metadata["isobit.integers_sha256"],
         versions={name: version(name) for name in ("isobit", "torch", "onnx")},

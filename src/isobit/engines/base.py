@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from isobit.core.arithmetic import Arithmetic
 from isobit.core.errors import EngineError
 from isobit.core.records import Kernel
 
@@ -56,6 +57,10 @@ class Engine(Protocol):
 
     def instruction_set(self) -> str:
         """The instructions that decide its integer arithmetic here, such as `AVX512-VNNI, AMX`."""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The rules by which it computes with integers: what the integer reference follows."""
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> Session:
         """Load the ONNX file `path`. `expose` names inner tensors to return after the outputs.

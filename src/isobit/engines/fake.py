@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, read_model, refused
 
@@ -37,6 +38,11 @@ class Fake:
     def instruction_set(self) -> str:
         """Numpy's float32: no integer instruction is used."""
         return "float32"
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What ONNX Runtime does: this engine rounds in float32 and may differ by a step."""
+        return FLOAT32
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "FakeSession":
         """See Engine."""

@@ -11,10 +11,11 @@ from typing import Any, final
 import numpy as np
 import onnx
 
+from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, Arithmetic
 from isobit.core.errors import MissingExtraError
 from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, graph_inputs, read_model, refused
-from isobit.engines.instruction_set import instruction_set
+from isobit.engines.instruction_set import instruction_set, saturates_pairs
 
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 # Names that ONNX Runtime's fusions give to float kernels, and the op that each computes.
@@ -44,6 +45,11 @@ class OnnxRuntime:
     def instruction_set(self) -> str:
         """Its kernels (MLAS) use what the processor has; ONEDNN_MAX_CPU_ISA does not reach them."""
         return instruction_set(onednn=False)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Float multipliers, half to even; before VNNI the sums of pairs of products saturate."""
+        return FLOAT32_PAIRS if saturates_pairs(self.instruction_set()) else FLOAT32
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "OnnxRuntimeSession":
         """See Engine. The optimized graph, which is what runs, is read back for `kernels`."""

@@ -4,17 +4,18 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import onnx
 
+from isobit.core.arithmetic import OPENVINO, Arithmetic
 from isobit.core.errors import MissingExtraError
 from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, read_model, refused
-from isobit.engines.instruction_set import instruction_set
+from isobit.engines.instruction_set import instruction_set, saturates_pairs
 
 _FLOATS = frozenset({"f32", "f16", "bf16", "f64"})
 # Layer types of the CPU plugin's runtime model that compute.
@@ -46,6 +47,11 @@ class OpenVino:
     def instruction_set(self) -> str:
         """Its kernels are oneDNN's, so ONEDNN_MAX_CPU_ISA counts."""
         return instruction_set(onednn=True)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Multiply by the scale, add the float bias, round half to even."""
+        return replace(OPENVINO, pair_bits=16) if saturates_pairs(self.instruction_set()) else OPENVINO
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "OpenVinoSession":
         """See Engine. An exposed tensor can keep OpenVINO from fusing across it."""
