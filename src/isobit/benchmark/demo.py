@@ -85,8 +85,7 @@ def run_demo(folder: str | Path, settings: Demo | None = None, *, progress: Prog
     folder = usable_folder(Path(folder))
     test = read_digits("test", batch_size=settings.batch)
     with _threads(settings.threads):
-        progress("training a small ResNet on 1,347 digits", 0, None)
-        net, _ = train_digits(settings.seed, epochs=settings.epochs)
+        net, _ = train_digits(settings.seed, epochs=settings.epochs, progress=progress)
         right, total = accuracy(net, test)
         demo = _Demo(
             settings=settings,

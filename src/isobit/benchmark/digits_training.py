@@ -8,9 +8,10 @@ from isobit.analysis.accuracy import accuracy
 from isobit.benchmark.data.digits import read_digits
 from isobit.benchmark.models.digits import DigitsResNet
 from isobit.core.errors import SettingError
+from isobit.core.progress import Progress, silent
 
 
-def train_digits(seed: int = 0, *, epochs: int = 20) -> tuple[DigitsResNet, float]:
+def train_digits(seed: int = 0, *, epochs: int = 20, progress: Progress = silent) -> tuple[DigitsResNet, float]:
     """Train on the 1,347 training digits; give the network in eval mode and its accuracy on the 450 others.
 
     SGD with Nesterov momentum 0.9, weight decay 5e-4, a one-cycle learning rate, label smoothing 0.1, and each image
@@ -29,13 +30,14 @@ def train_digits(seed: int = 0, *, epochs: int = 20) -> tuple[DigitsResNet, floa
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * steps)
     model.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for chosen in torch.split(torch.randperm(len(x), generator=generator), size):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(_shifted(x[chosen], generator)), y[chosen], label_smoothing=0.1)
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
+        progress("training on 1,347 digits", epoch + 1, epochs)
     model.eval()
     right, total = accuracy(model, read_digits("test"))
     return model, right / total

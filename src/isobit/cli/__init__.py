@@ -38,7 +38,9 @@ def start(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; also ISOBIT_DEBUG=1.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; also ISOBIT_DEBUG=1.")
+    ] = False,
 ) -> None:
     """Print the help where no command is given."""
     del version, debug

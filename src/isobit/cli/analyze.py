@@ -15,6 +15,7 @@ Examples:
 
 
 def analyze(
+    context: typer.Context,
     model: o.Model,
     data: o.CalibrationData,
     target: o.TargetName = None,
@@ -56,6 +57,7 @@ def analyze(
     )  # fmt: skip
     job = analyzing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, report=report,
+        command=context.obj,
         reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
     )  # fmt: skip
     with working(debug=debug) as watch:

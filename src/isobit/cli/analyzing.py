@@ -1,7 +1,5 @@
 """What `isobit analyze` does with its parsed options, and its table of layers."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from rich.text import Text
 
 from isobit.cli.data import Reading, load_data
 from isobit.cli.loading import load_model
-from isobit.cli.output import facts
+from isobit.cli.output import bullets, facts
 from isobit.cli.progress import Watch
 from isobit.core.files import check_writable
 from isobit.core.records import LayerRecord, RunRecord
@@ -37,6 +35,7 @@ class Job:
     samples: int | None
     reading: Reading
     report: Path | None = None
+    command: str = ""
 
 
 def run(job: Job, watch: Watch) -> RunRecord:
@@ -51,7 +50,7 @@ def run(job: Job, watch: Watch) -> RunRecord:
     watch.stage("analysing the layers")
     record = record_run(
         model, net=net, data=data, network=job.model, title=f"{job.model} on {job.recipe.target}", progress=watch,
-        command=command(),
+        command=job.command,
     )  # fmt: skip
     if job.report is not None:
         watch.stage("writing the report")
@@ -59,18 +58,10 @@ def run(job: Job, watch: Watch) -> RunRecord:
     return record
 
 
-def command() -> str:
-    """The command line as it was typed."""
-    return shlex.join(["isobit", *sys.argv[1:]])
-
-
 def page(record: RunRecord, report: Path | None) -> list[RenderableType]:
     """The layers, the worst of them, and what to know about them."""
-    parts: list[RenderableType] = [layers(record), worst(record)]
-    parts += [Text(f"• {warning}") for warning in record.warnings]
-    if report is not None:
-        parts.append(facts([("written", str(report))]))
-    return parts
+    parts: list[RenderableType] = [layers(record), worst(record), Text(), bullets(record.warnings)]
+    return parts if report is None else [*parts, Text(), facts([("written", str(report))])]
 
 
 def layers(record: RunRecord) -> Table:

@@ -58,6 +58,12 @@ class Batches:
         """The same progress, told the number of batches where the caller does not know it."""
         return lambda what, done, total: progress(what, done, self.batches if total is None else total)
 
+    def watched(self, progress: Progress, what: str) -> Iterator[Any]:
+        """The batches, for a reader that shows no progress of its own."""
+        for done, item in enumerate(self, start=1):
+            yield item
+            progress(what, done, self.batches)
+
     def labelled(self) -> bool:
         """Whether the first batch has labels."""
         return next((as_batch(item).labels is not None for item in self), False)

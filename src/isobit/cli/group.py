@@ -1,6 +1,7 @@
 """How every command ends: its exit code, and one clear text on stderr where something was wrong."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,11 +24,15 @@ class Commands(TyperGroup):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
-        """Run a command and exit with its code: 0, that of the error (2 to 8), or 130 after Ctrl-C."""
+        """Run a command and exit with its code: 0, that of the error (2 to 8), or 130 after Ctrl-C.
+
+        The context's object is the command line as it was typed.
+        """
         arguments = sys.argv[1:] if args is None else list(args)
         debug = "--debug" in arguments or os.environ.get("ISOBIT_DEBUG", "0") not in ("", "0")
         try:
-            code = super().main(arguments, prog_name or "isobit", **{**extra, "standalone_mode": False})
+            context = {"obj": shlex.join([prog_name or "isobit", *arguments]), "standalone_mode": False}
+            code = super().main(arguments, prog_name or "isobit", **{**extra, **context})
         except KeyboardInterrupt:
             code = INTERRUPTED
         except IsobitError as error:

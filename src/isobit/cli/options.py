@@ -10,69 +10,102 @@ MODEL_HELP = (
     "nn.Module object), or the name of a pretrained one, such as cifar10_resnet20."
 )
 DATA_HELP = (
-    "A folder with one folder of images per class, an .npz file with x and y, file.py:callable that gives batches, or "
-    "cifar10:train, cifar10:test, digits:train, digits:test, imagenet-sample."
+    "a folder with one folder of images per class; an .npz file with x and, for accuracy, y; file.py:callable that "
+    "gives batches; or cifar10:train, cifar10:test, digits:train, digits:test, imagenet-sample."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", "-w", help="Weights of the network: a .safetensors file.", show_default=False)
+    Path | None,
+    typer.Option("--weights", "-w", metavar="FILE", help="Weights of the network (.safetensors).", show_default=False),
 ]
 CalibrationData = Annotated[
-    str, typer.Option("--data", "-d", metavar="DATA", help=f"Calibration data. {DATA_HELP}", show_default=False)
+    str, typer.Option("--data", "-d", metavar="DATA", help=f"Calibration data: {DATA_HELP}", show_default=False)
 ]
 EvaluationData = Annotated[
     str | None,
     typer.Option(
         "--eval-data",
         metavar="DATA",
-        help="Data with labels on which to measure and verify; the calibration data where it is not given.",
+        help="Data to measure and verify on, with labels for accuracy; the calibration data if not given.",
         show_default=False,
     ),
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", "-n", min=0, help="Calibrate on at most so many samples, evenly spread; 0 for all.")
+    int,
+    typer.Option(
+        "--samples",
+        "-n",
+        metavar="N",
+        help="Calibrate on at most N samples, evenly spread; 0 for all.",
+    ),
 ]
 EvaluationSamples = Annotated[
-    int, typer.Option("--eval-samples", min=0, help="Evaluate on at most so many samples, evenly spread; 0 for all.")
+    int,
+    typer.Option(
+        "--eval-samples",
+        metavar="N",
+        help="Evaluate on at most N samples, evenly spread. [default: all]",
+        show_default=False,
+    ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples per batch.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", metavar="N", help="Samples per batch.")]
 Resize = Annotated[
     int | None,
-    typer.Option("--resize", min=0, help="Shorter side of images; 0 leaves them. [default: 256]", show_default=False),
+    typer.Option(
+        "--resize",
+        metavar="N",
+        help="Shorter side of images; 0 leaves them as they are. [default: 256]",
+        show_default=False,
+    ),
 ]
 Crop = Annotated[
     int | None,
-    typer.Option("--crop", min=0, help="Middle part of images; 0 for the whole. [default: 224]", show_default=False),
+    typer.Option(
+        "--crop",
+        metavar="N",
+        help="Side of the middle part of images; 0 for the whole. [default: 224]",
+        show_default=False,
+    ),
 ]
 Normalize = Annotated[
     str | None,
     typer.Option(
         "--normalize",
         metavar="HOW",
-        help="torch (ImageNet's mean and std), tf (x / 127.5 − 1), unit (x / 255) or pixels. [default: torch for "
-        "images, none for .npz]",
+        help="torch (ImageNet's mean and std), tf (x / 127.5 − 1), unit (x / 255) or pixels (0 to 255). "
+        "[default: torch for images, nothing for .npz]",
         show_default=False,
     ),
 ]
 TargetName = Annotated[
     str | None,
-    typer.Option("--target", "-t", metavar="NAME", help="What to quantize for: see `isobit targets`.", show_default=False),
+    typer.Option(
+        "--target", "-t", metavar="NAME", help="What to quantize for: see `isobit targets`.", show_default=False
+    ),
 ]
 Bits = Annotated[
-    int | None, typer.Option("--bits", help="Width of weights and activations, 1 to 8.", show_default=False)
+    int | None,
+    typer.Option(
+        "--bits",
+        metavar="N",
+        help="Width of weights and activations, 1 to 8. [default: the target's]",
+        show_default=False,
+    ),
 ]
-WeightBits = Annotated[int | None, typer.Option("--weight-bits", help="Width of weights.", show_default=False)]
+WeightBits = Annotated[
+    int | None, typer.Option("--weight-bits", metavar="N", help="Width of weights.", show_default=False)
+]
 ActivationBits = Annotated[
-    int | None, typer.Option("--activation-bits", help="Width of activations.", show_default=False)
+    int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations.", show_default=False)
 ]
 Observer = Annotated[
     str | None,
     typer.Option(
         "--observer",
         metavar="NAME",
-        help="How ranges of activations are found: min_max, percentile, mse, kl_divergence, … [default: min_max at 8 "
-        "bits, mse below]",
+        help="How ranges of activations are found: min_max, percentile, mse, kl_divergence, … "
+        "[default: min_max at 8 bits, mse below]",
         show_default=False,
     ),
 ]
@@ -82,19 +115,27 @@ WeightObserver = Annotated[
 ]
 KeepFloat = Annotated[
     list[str] | None,
-    typer.Option("--keep-float", metavar="PATTERN", help="Layers to leave in float; * and ? match.", show_default=False),
+    typer.Option(
+        "--keep-float",
+        metavar="PATTERN",
+        help="Layers to leave in float; * and ? match. Can be given several times.",
+        show_default=False,
+    ),
 ]
 Quantize = Annotated[
     list[str] | None,
     typer.Option(
-        "--quantize", metavar="PATTERN", help="Layers that have to be quantized; an error if not.", show_default=False
+        "--quantize",
+        metavar="PATTERN",
+        help="Layers that have to be quantized: an error where the target cannot.",
+        show_default=False,
     ),
 ]
 LayerBits = Annotated[
     list[str] | None,
     typer.Option(
         "--layer-bits",
-        metavar="PATTERN=BITS",
+        metavar="PATTERN=N",
         help="Width of some layers: 'layer1.*=4', or 'layer1.*=4,8' for weights and activations.",
         show_default=False,
     ),
@@ -102,17 +143,30 @@ LayerBits = Annotated[
 RecipeFile = Annotated[
     Path | None,
     typer.Option(
-        "--recipe", "-r", metavar="FILE", help="Settings as TOML or JSON; options override it.", show_default=False
+        "--recipe",
+        "-r",
+        metavar="FILE",
+        help="Settings as TOML or JSON; options go over what it says.",
+        show_default=False,
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of whatever is random. [default: 0]", show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Seed of whatever is random. [default: 0]", show_default=False)
+]
 EngineName = Annotated[
     str | None,
     typer.Option(
-        "--engine", "-e", metavar="NAME", help="onnxruntime, openvino or fake. [default: the target's first installed]",
+        "--engine",
+        "-e",
+        metavar="NAME",
+        help="onnxruntime, openvino or fake. [default: the target's first that is installed]",
         show_default=False,
     ),
-]  # fmt: skip
+]
+Require = Annotated[
+    str,
+    typer.Option("--require", metavar="VERDICT", help="exact or bounded: the least verdict for exit code 0."),
+]
 Report = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML report.", show_default=False)
 ]

@@ -74,6 +74,16 @@ def facts(rows: Iterable[tuple[str, Sequence[Cell] | Cell]]) -> Table:
     return grid
 
 
+def bullets(lines: Iterable[Cell]) -> Table:
+    """Sentences with a hanging indent."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for line in lines:
+        grid.add_row("•", line)
+    return grid
+
+
 def verdict_text(verdict: str, cause: str = "") -> Text:
     """EXACT in green, BOUNDED in yellow, BROKEN in red, and why."""
     text = Text(verdict.upper(), style=VERDICT_STYLES[verdict])

@@ -33,9 +33,8 @@ class Watch(Protocol):
 def watching(console: Console) -> Iterator[Watch]:
     """Show progress until the block ends, in the form that fits where stderr goes."""
     if console.is_terminal:
-        columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), Remaining(), TimeElapsedColumn(),
-        )  # fmt: skip
+        bar = BarColumn(bar_width=24)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), bar, Remaining(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             yield Bar(progress)
     else:

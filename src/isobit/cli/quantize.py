@@ -10,21 +10,24 @@ from isobit.cli import options as o
 EPILOG = """
 Examples:
 
-    isobit quantize resnet.py:net -w resnet.safetensors -d imagenet/val -t tensorrt -o resnet.onnx
-
-    isobit quantize nets.resnet:ResNet18 -d calibration.npz --eval-data test.npz -t onnxruntime-x86 --bits 4
-
-    isobit quantize cifar10_resnet20 -d cifar10:train --eval-data cifar10:test -t openvino-cpu --keep-float linear
+\b
+  isobit quantize net.py:net -w net.safetensors -d imagenet/val \\
+      -t tensorrt -o net.onnx
+  isobit quantize nets.resnet:ResNet18 -d calibration.npz \\
+      --eval-data test.npz -t onnxruntime-x86 --bits 4 --report run.html
+  isobit quantize cifar10_resnet20 -d cifar10:train --eval-data cifar10:test \\
+      -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
 """
 
 
 def quantize(
+    context: typer.Context,
     model: o.Model,
     data: o.CalibrationData,
     target: o.TargetName = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept without it."),
+        typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept if not given."),
     ] = None,
     weights: o.Weights = None,
     bits: o.Bits = None,
@@ -49,20 +52,23 @@ def quantize(
         typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),
     ] = None,
     engine: o.EngineName = None,
+    require: o.Require = "bounded",
     report: o.Report = None,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place. Exit code 0: verified, or not to be verified; 9: the engine does not compute what was
-    simulated; 2 to 8: an error, told on stderr.
+    No training takes place. The file is verified on the target's engine if that is installed. Exit code 9: the
+    verdict is worse than required; 2 to 8: an error, told on stderr.
     """
     from isobit.cli import quantizing
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
+    from isobit.cli.requirement import check_verdict, exit_code
     from isobit.cli.settings import recipe_of
 
+    check_verdict(require)
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
@@ -71,7 +77,7 @@ def quantize(
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
     )  # fmt: skip
     with working(debug=debug) as watch:
         result = quantizing.run(job, watch)
@@ -79,5 +85,5 @@ def quantize(
         print_json(quantizing.as_json(result))
     else:
         show(quantizing.table(result))
-    if result.certificate is not None and result.certificate.verdict == "broken":
-        raise typer.Exit(9)
+    if result.certificate is not None:
+        raise typer.Exit(exit_code(result.certificate.verdict, require))

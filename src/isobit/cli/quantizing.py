@@ -17,15 +17,17 @@ from isobit.cli.loading import load_model
 from isobit.cli.output import facts, verdict_text
 from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
-from isobit.core.errors import EngineError, MissingExtraError
+from isobit.core.errors import EngineError
 from isobit.core.files import check_writable
 from isobit.core.records import Accuracy, Certificate, FloatOp, to_json
 from isobit.engines import ENGINES
 from isobit.graph.insert import preparation
 from isobit.recipes.codec import encode
 from isobit.recipes.recipe import Recipe
+from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
 from isobit.recipes.workflow import export, quantize_with, verify
+from isobit.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class Job:
     report: Path | None = None
     verify: bool | None = None
     engine: str | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +89,34 @@ def run(job: Job, watch: Watch) -> Quantized:
             watch.stage(f"loading {path.name} into {engine}")
             certificate = verify(path, model, evaluation, engine=engine, progress=evaluation.counted(watch))
         found = measured(net, model, evaluation, certificate, watch)
+        if job.report is not None:
+            write_record(job, net, model, data, certificate, found, watch)
         return Quantized(
             model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            written=() if job.output is None else (path,),
+            written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
+
+
+def write_record(
+    job: Job,
+    net: nn.Module,
+    model: fx.GraphModule,
+    data: Batches,
+    certificate: Certificate | None,
+    found: tuple[Accuracy, ...],
+    watch: Watch,
+) -> None:
+    """Analyse the layers on the calibration data and write the report."""
+    assert job.report is not None
+    watch.stage("analysing the layers")
+    record = record_run(
+        model, net=net, data=data, network=job.model, title=f"{job.model} on {job.recipe.target}",
+        certificates=() if certificate is None else (certificate,), accuracy=found, command=job.command, progress=watch,
+    )  # fmt: skip
+    watch.stage("writing the report")
+    write_report(record, job.report)
 
 
 def engine_for(job: Job) -> tuple[str | None, str]:
@@ -112,13 +137,11 @@ def measured(
     """Accuracy by execution where the data has labels: the certificate's, and the float network's."""
     if not data.labelled():
         return ()
-    watch.stage("running the float network")
-    right, total = accuracy(net, data)
+    right, total = accuracy(net, data.watched(watch, "running the float network"))
     found = (Accuracy(execution="float", right=right, total=total),)
     if certificate is not None:
         return found + certificate.accuracy
-    watch.stage("running the simulation")
-    right, total = accuracy(model, data)
+    right, total = accuracy(model, data.watched(watch, "running the simulation"))
     return (*found, Accuracy(execution="simulation", right=right, total=total))
 
 

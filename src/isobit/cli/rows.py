@@ -58,7 +58,9 @@ def accuracies(found: Sequence[Accuracy], data: str) -> list[Row]:
     lines = []
     for row in accuracy_rows(found):
         difference = "" if row.difference is None else f"  {numbers.points(row.difference)} points"
-        lines.append(f"{row.execution:{width}}  {numbers.percent(row.share):>8}  {row.right:,}/{row.total:,}{difference}")
+        lines.append(
+            f"{row.execution:{width}}  {numbers.percent(row.share):>8}  {row.right:,}/{row.total:,}{difference}"
+        )
     return [("accuracy", lines), ("", f"measured on {data}")]
 
 

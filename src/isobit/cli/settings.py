@@ -42,7 +42,8 @@ def _layer_bits(text: str) -> tuple[str, int | list[int]]:
     numbers = widths.split(",")
     if not equals or not pattern or not all(n.strip().isdecimal() for n in numbers) or len(numbers) > 2:
         raise SettingError(
-            f"--layer-bits {text!r} is not understood: write 'layer1.*=4', or 'layer1.*=4,8' for weights and activations"
+            f"--layer-bits {text!r} is not understood: write 'layer1.*=4', or 'layer1.*=4,8' for weights "
+            "and activations"
         )
     found = [int(n) for n in numbers]
     return pattern, found[0] if len(found) == 1 else found

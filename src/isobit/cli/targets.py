@@ -16,7 +16,9 @@ Examples:
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all of this one.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show all of this one.", show_default=False)
+    ] = None,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:

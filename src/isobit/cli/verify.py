@@ -10,9 +10,11 @@ from isobit.cli import options as o
 EPILOG = """
 Examples:
 
-    isobit verify net.onnx
-
-    isobit verify net.onnx --engine openvino --data test.npz --json
+\b
+  isobit verify net.onnx
+  isobit verify net.onnx --engine openvino --data test.npz --require exact
+  isobit verify net.onnx --model net.py:net -w net.safetensors \\
+      --calibration imagenet/train --data imagenet/val --json
 """
 
 
@@ -21,48 +23,54 @@ def verify(
     engine: o.EngineName = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="DATA", help=f"Inputs. {o.DATA_HELP} [default: random]", show_default=False),
+        typer.Option("--data", "-d", metavar="DATA", help=f"Inputs; random if not given. {o.DATA_HELP}"),
     ] = None,
-    samples: o.EvaluationSamples = 0,
+    eval_samples: o.EvaluationSamples = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Quantize this network again, by the recipe in the file, and compare the simulation too.",
+        ),
+    ] = None,
+    weights: o.Weights = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="DATA", help="With --model: the calibration data of then.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "-r", metavar="FILE", help="With --model: settings instead of those in the file."),
+    ] = None,
+    samples: o.Samples = 512,
     batch_size: o.BatchSize = 50,
     resize: o.Resize = None,
     crop: o.Crop = None,
     normalize: o.Normalize = None,
+    require: o.Require = "bounded",
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Run an exported file on a real engine and compare it, integer by integer, with the integer reference.
 
-    Exit code 0: exact, or bounded with a cause that is named; 9: broken; 2 to 8: an error, told on stderr.
+    The verdict is exact (all outputs equal), bounded (they differ, and the cause is named) or broken. Exit code 9:
+    the verdict is worse than required; 2 to 8: an error, told on stderr.
     """
-    from isobit.cli import rows
-    from isobit.cli.data import Reading, load_data
-    from isobit.cli.output import facts, print_json, show, verdict_text, working
-    from isobit.core.records import to_json
-    from isobit.recipes import workflow
+    from isobit.cli import verifying
+    from isobit.cli.data import Reading
+    from isobit.cli.output import print_json, show, working
+    from isobit.cli.requirement import check_verdict, exit_code
 
-    reading = Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize)
+    check_verdict(require)
+    job = verifying.Job(
+        file=file, engine=engine, data=data, eval_samples=eval_samples or None, model=model, weights=weights,
+        calibration=calibration, recipe=recipe, samples=samples or None,
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+    )  # fmt: skip
     with working(debug=debug) as watch:
-        watch.stage(f"loading {file.name}")
-        inputs = None if data is None else load_data(data, reading, samples=samples or None)
-        progress = watch if inputs is None else inputs.counted(watch)
-        found = workflow.verify(file, None, inputs, engine=engine, progress=progress)
+        result = verifying.run(job, watch)
     if json:
-        print_json({"certificate": to_json(found)})
+        print_json(verifying.as_json(result))
     else:
-        measured = "random inputs over the range of the first quantizer" if inputs is None else inputs.text
-        accuracy = rows.accuracies(found.accuracy, measured) if inputs is not None and found.accuracy else []
-        show(
-            facts(
-                [
-                    ("file", str(file)),
-                    ("target", found.target),
-                    ("verdict", verdict_text(found.verdict, found.cause)),
-                    *rows.certificate(found),
-                    *accuracy,
-                    ("inputs", f"{found.samples:,} samples: {measured}"),
-                ]
-            )
-        )
-    if found.verdict == "broken":
-        raise typer.Exit(9)
+        show(verifying.table(result))
+    raise typer.Exit(exit_code(result.certificate.verdict, require))

@@ -15,5 +15,12 @@ class Exporter(Protocol):
     def format(self) -> str:
         """Its key in `EXPORTERS`."""
 
-    def export(self, model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Artifact:
-        """Write the file; it holds the same integers as the model."""
+    def export(
+        self,
+        model: fx.GraphModule,
+        path: str | Path,
+        *,
+        example: tuple[Tensor, ...],
+        metadata: dict[str, str] | None = None,
+    ) -> Artifact:
+        """Write the file; it holds the same integers as the model, and `metadata` beside isobit's own."""

@@ -1,6 +1,7 @@
 """The main job in three calls: `quantize`, `export`, `verify`. Names and plain values come in, settings go down."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata.
     """
     exporter = look_up("exporter", EXPORTERS, format)()
-    return exporter.export(model, path, example=example_of(model))
+    metadata = {"isobit.recipe": json.dumps(model.meta["recipe"])} if "recipe" in model.meta else {}
+    return exporter.export(model, path, example=example_of(model), metadata=metadata)
 
 
 def verify(
