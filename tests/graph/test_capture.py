@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 from graph.capture_nets import CASES, Case, Residual, Shared, Stochastic, inputs
 from isobit.graph.capture import capture
 from isobit.graph.captured import Captured
+from isobit.graph.names import names
+from isobit.graph.ops import KINDS, kinds
 
 
 def leaves(out: Any) -> list[Any]:
@@ -109,6 +111,14 @@ def test_deepcopy_keeps_everything_and_shares_nothing(name: str, pairs: Any) -> 
     with torch.no_grad():
         assert equal(twin.eval()(*xs), captured.eval()(*xs))
     assert twin.record == captured.record
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_are_unique_and_kinds_known(name: str, pairs: Any) -> None:
+    _, _, captured = pair(name, pairs)
+    named = names(captured.graph)
+    assert len(set(named.values())) == len(named)
+    assert set(kinds(captured).values()) <= KINDS
 
 
 def test_shared_modules_are_called_twice() -> None:
@@ -211,7 +221,7 @@ def test_meta_says_where_a_node_comes_from() -> None:
     assert [path for path, _ in conv.meta["nn_module_stack"].values()][-1] == "conv1"
 
 
-def test_compile_and_ddp_free_training_runs() -> None:
+def test_torch_compile_takes_the_whole_graph() -> None:
     net = Residual()
     captured = capture(net, torch.zeros(1, 3, 6, 6))
     x = torch.randn(4, 3, 6, 6)

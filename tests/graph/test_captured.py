@@ -39,14 +39,6 @@ def test_names_last_when_the_graph_changes() -> None:
     assert len(set(after.values())) == len(after)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_names_are_unique_and_kinds_known(name: str) -> None:
-    captured = capture(CASES[name].make(), inputs(CASES[name]))
-    named = names(captured.graph)
-    assert len(set(named.values())) == len(named)
-    assert set(kinds(captured).values()) <= KINDS
-
-
 def test_the_tables_use_documented_kinds() -> None:
     assert set(FUNCTIONS.values()) | {kind for _, kind in MODULES} <= KINDS
     assert set(MEANINGS) == KINDS

@@ -68,7 +68,7 @@ def modules_for_functions(graph: fx.Graph, root: nn.Module) -> set[str]:
     plain layer under its own name; else it gets a child that shares the parameters and adds no key to state_dict.
     Returns the names of the modules whose functions switch with the mode now.
     """
-    switching = set()
+    switching: set[str] = set()
     claimed: dict[str, Arguments] = {}
     for node in list(graph.nodes):
         kind = FUNCTIONS.get(node.target) if node.op == "call_function" else None
@@ -82,7 +82,7 @@ def modules_for_functions(graph: fx.Graph, root: nn.Module) -> set[str]:
         if kind in _OPERANDS:
             _use_owner(graph, node, root, kind, arguments, claimed)
         elif kind == "softmax":
-            _drop_weights(graph, node, root)
+            switching |= _drop_weights(graph, node, root)
         elif kind == "attention":
             _use_attention(graph, node, root, arguments)
         else:
@@ -162,17 +162,21 @@ def _use_attention(graph: fx.Graph, node: fx.Node, root: nn.Module, arguments: A
     _call(graph, node, add_child(root, owner, "attention", made), args)
 
 
-def _drop_weights(graph: fx.Graph, node: fx.Node, root: nn.Module) -> None:
-    """nn.MultiheadAttention that returns its weights drops some of them, but calls no dropout at all in eval mode."""
+def _drop_weights(graph: fx.Graph, node: fx.Node, root: nn.Module) -> set[str]:
+    """nn.MultiheadAttention that returns its weights drops some of them, but calls no dropout at all in eval mode.
+
+    Returns its name where it does.
+    """
     owner = owner_path(node)
     module = root.get_submodule(owner)
     if not isinstance(module, nn.MultiheadAttention) or not module.dropout:
-        return
+        return set()
     target = add_child(root, owner, "weight_dropout", nn.Dropout(module.dropout).train(module.training))
     with graph.inserting_after(node):
         new = graph.create_node("call_module", target, (node,))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    return {owner}
 
 
 def dropout_of(module: nn.Module) -> float:

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -195,8 +195,3 @@ def _marking(name: str, module: nn.Module, markers: Markers) -> Callable[..., An
         return pytree.tree_unflatten(flat, marker.spec)
 
     return call
-
-
-def at_rest(modules: Mapping[str, nn.Module]) -> bool:
-    """Whether no module carries a patched forward."""
-    return all("forward" not in m.__dict__ for m in modules.values())

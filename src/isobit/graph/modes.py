@@ -19,28 +19,27 @@ def switched_off(graph: fx.Graph) -> set[str]:
     return {str(n.target) for n in graph.nodes if n.meta.get("switches_off")}
 
 
-def suspects(graph: fx.Graph, root: nn.Module, switching: set[str]) -> list[str]:
-    """The modules whose forward looks at `self.training`, without a layer that switches having come out of it."""
+def suspects(graph: fx.Graph, root: nn.Module) -> dict[str, str]:
+    """The modules that a fresh trace went through whose forward looks at `self.training`, and their classes."""
     called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
-    owners = {path for n in graph.nodes for path in _owners(n)} - called - switching
-    return [path for path in sorted(owners) if reads_training(root.get_submodule(path))]
+    owners = sorted({path for n in graph.nodes for path in _owners(n)} - called)
+    found = {path: root.get_submodule(path) for path in owners}
+    return {path: type(module).__name__ for path, module in found.items() if reads_training(module)}
 
 
-def eval_only(
-    paths: list[str], root: nn.Module, in_eval: Signature, in_train: Signature | None, without: set[str]
-) -> list[str]:
-    """What to say about those of `paths` that call something else in train mode; all where that trace is missing.
+def eval_only(found: dict[str, str], in_eval: Signature, in_train: Signature | None, without: set[str]) -> list[str]:
+    """What to say about those of `found` that call something else in train mode; all where that trace is missing.
 
     What the modules `without` call does not count.
     """
     kinds: dict[str, list[str]] = {}
-    for path in paths:
+    for path, kind in found.items():
         if in_train is None or _below(in_eval, path, without) != _below(in_train, path, without):
-            kinds.setdefault(type(root.get_submodule(path)).__name__, []).append(path or "the network")
+            kinds.setdefault(kind, []).append(path or "the network")
     return [
-        f"{found[0]} ({kind}" + (f", and {len(found) - 1} like it" if found[1:] else "") + ") computes something else "
+        f"{paths[0]} ({kind}" + (f", and {len(paths) - 1} like it" if paths[1:] else "") + ") computes something else "
         "in train mode: the graph holds what it does in eval mode"
-        for kind, found in kinds.items()
+        for kind, paths in kinds.items()
     ]
 
 

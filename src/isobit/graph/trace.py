@@ -78,19 +78,20 @@ def export(traced: nn.Module, samples: Samples, *, dynamic: bool, leaves: Leaves
 
 def _over_modules(root: nn.Module, source: fx.GraphModule, samples: Samples, *, dynamic: bool, leaves: Leaves) -> Trace:
     graph = source.graph
-    in_eval = signature(graph)
+    in_eval, found = signature(graph), suspects(graph, root)
     clean(graph, root, source)
     switching = modules_for_functions(graph, root)
+    found = {path: kind for path, kind in found.items() if path not in switching}
     kept = functionalise(graph, dict(root.named_modules(remove_duplicate=False)))
     clean(graph, root, source)
     name_nodes(graph)
     notes = [f"an in-place operator stays in place: {line_of_node(n) or n.name}" for n in kept]
-    if paths := suspects(graph, root, switching):
+    if found:
         try:
             in_train = signature(export(sharing(root).train(), samples, dynamic=dynamic, leaves=leaves).graph)
         except Exception:
             in_train = None
-        notes += eval_only(paths, root, in_eval, in_train, switching | switched_off(graph))
+        notes += eval_only(found, in_eval, in_train, switching | switched_off(graph))
     return Trace(graph=graph, method="export", notes=notes)
 
 
@@ -157,6 +158,7 @@ class _Tracer(fx.Tracer):
 
 def _symbolic(root: nn.Module, leaves: Leaves, cause: Exception) -> Trace:
     graph = _Tracer(leaves).trace(sharing(root))
+    found = suspects(graph, root)
     switching = modules_for_functions(graph, root)
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
@@ -164,8 +166,5 @@ def _symbolic(root: nn.Module, leaves: Leaves, cause: Exception) -> Trace:
     name_nodes(graph)
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     notes = [f"torch.export failed, torch.fx traced it instead: {reason}"]
-    return Trace(
-        graph=graph,
-        method="symbolic_trace",
-        notes=notes + eval_only(suspects(graph, root, switching), root, [], None, switching),
-    )
+    found = {path: kind for path, kind in found.items() if path not in switching}
+    return Trace(graph=graph, method="symbolic_trace", notes=notes + eval_only(found, [], None, set()))
