@@ -1,8 +1,9 @@
 """Texts that a refactor has to leave byte-equal, under tests/golden.
 
-ISOBIT_WRITE_GOLDEN=1 pytest tests/contracts     writes them anew; read the difference before you commit it
+    ISOBIT_WRITE_GOLDEN=1 pytest tests/contracts     writes them anew; read the difference before you commit it
 """
 
+import difflib
 import os
 from pathlib import Path
 
@@ -15,5 +16,9 @@ def check_golden(name: str, lines: list[str]) -> None:
     path, text = FOLDER / name, "".join(f"{line}\n" for line in lines)
     if WRITE:
         path.write_text(text)
-    assert path.is_file(), f"no golden file {name}: write it with ISOBIT_WRITE_GOLDEN=1"
-    assert path.read_text() == text
+    if not path.is_file():
+        raise AssertionError(f"no golden file {name}: write it with ISOBIT_WRITE_GOLDEN=1")
+    stored = path.read_text()
+    if text != stored:
+        change = "\n".join(difflib.unified_diff(stored.splitlines(), lines, name, "now", lineterm="", n=0))
+        raise AssertionError(f"{name} changed; if it should, write it with ISOBIT_WRITE_GOLDEN=1\n{change}")

@@ -50,9 +50,9 @@ def check_pass(settings: Pass, model: fx.GraphModule, inputs: tuple[Tensor, ...]
 def test_what_the_passes_find_in_the_zoo(captured: dict[str, tuple[fx.GraphModule, tuple[Tensor, ...]]]) -> None:
     pools, norms = {}, {}
     for name, (model, _) in captured.items():
-        model = copy.deepcopy(model)
-        pools[name] = len(UnifyGlobalPool().apply(model).changed)
-        norms[name] = len(FoldBatchNorm().apply(model).changed)
+        changed = copy.deepcopy(model)
+        pools[name] = len(UnifyGlobalPool().apply(changed).changed)
+        norms[name] = len(FoldBatchNorm().apply(changed).changed)
     assert {k for k, n in pools.items() if n} == {"residual", "option_a", "depthwise", "concat", "shared"}
     assert {k: n for k, n in norms.items() if n} == {"residual": 3, "option_a": 7, "depthwise": 4}
 
