@@ -1,0 +1,170 @@
+"""Quantize a float ONNX file with another tool: ONNX Runtime's `quantize_static`, or NNCF. The bench tools call it.
+
+    PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--images 64] [--batch 1] [--core 0]
+
+PYTHON is one that has the tool (`pip install onnxruntime onnx`, or `pip install nncf openvino onnx onnxruntime`):
+neither isobit nor PyTorch is imported. OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`. The last line
+printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
+counted, and of the whole process.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+STARTED = time.perf_counter()
+
+Arrays = Any
+Job = Callable[[Path, Arrays, Path], Callable[[], None]]
+
+
+def onnxruntime_static(method: str) -> Job:
+    """`quantize_static` as QDQ with per-channel int8 weights; activations are uint8, asymmetric."""
+
+    def job(model: Path, batches: Arrays, out: Path, *, per_channel: bool = True) -> Callable[[], None]:
+        from onnxruntime import disable_telemetry_events
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        disable_telemetry_events()
+        reader = _reader(batches, _input_name(model))
+
+        def run() -> None:
+            quantize_static(
+                str(model),
+                str(out),
+                reader,
+                quant_format=QuantFormat.QDQ,
+                per_channel=per_channel,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[method],
+            )
+
+        return run
+
+    return job
+
+
+def onnxruntime_per_tensor(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """The same with MinMax and one scale for a whole weight."""
+    job: Any = onnxruntime_static("MinMax")
+    run: Callable[[], None] = job(model, batches, out, per_channel=False)
+    return run
+
+
+def nncf_on_onnx(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """`nncf.quantize` with its defaults on the ONNX file."""
+    os.environ.setdefault("NNCF_CI", "1")  # it reports usage over the network unless told not to
+    import nncf
+    import onnx
+
+    name = _input_name(model)
+    samples = nncf.Dataset(batches, lambda x: {name: x})
+
+    def run() -> None:
+        onnx.save(nncf.quantize(onnx.load(model), samples, subset_size=len(batches)), out)
+
+    return run
+
+
+def nncf_on_openvino(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """`nncf.quantize` with its defaults on the file as OpenVINO reads it."""
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+    import openvino
+
+    samples = nncf.Dataset(batches)
+
+    def run() -> None:
+        network = openvino.Core().read_model(str(model))
+        openvino.save_model(nncf.quantize(network, samples, subset_size=len(batches)), str(out), compress_to_fp16=False)
+
+    return run
+
+
+METHODS: dict[str, Job] = {
+    "ort-minmax": onnxruntime_static("MinMax"),
+    "ort-percentile": onnxruntime_static("Percentile"),
+    "ort-entropy": onnxruntime_static("Entropy"),
+    "ort-per-tensor": onnxruntime_per_tensor,
+    "nncf-onnx": nncf_on_onnx,
+    "nncf-openvino": nncf_on_openvino,
+}
+SUFFIX = {"nncf-openvino": ".xml"}
+
+
+def _input_name(model: Path) -> str:
+    import onnx
+
+    return str(onnx.load(model, load_external_data=False).graph.input[0].name)
+
+
+def _reader(batches: Arrays, name: str) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left: Iterator[Any] = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(({name: x} for x in self.left), None)
+
+    return Reader()
+
+
+def memory(key: str) -> float:
+    """MB of this process, by its key in /proc: VmRSS now, VmHWM at its highest. Unlike getrusage, not its parent's."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
+    return int(line.split()[1]) / 1024
+
+
+def pin(core: int | None) -> None:
+    """Stay on one core, before any library counts them."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images", type=Path, help="float32 array (n, channels, height, width)")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--limit", type=int, default=64, help="how many images")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time")
+    parser.add_argument("--core", type=int)
+    options = parser.parse_args(arguments)
+    pin(options.core)
+    import numpy as np
+
+    images = np.load(options.images, mmap_mode="r", allow_pickle=False)[: options.limit]
+    batches = [np.ascontiguousarray(images[i : i + options.batch]) for i in range(0, len(images), options.batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder
+        run = METHODS[options.method](options.model.resolve(), batches, options.out.resolve())
+        before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
+        run()
+        spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    packages = [p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))]
+    result = {
+        **spent,
+        "peak_mb": memory("VmHWM"),
+        "before_mb": before,
+        "process_wall": time.perf_counter() - STARTED,
+        "process_cpu": time.process_time(),
+        "version": ", ".join(f"{p} {version(p)}" for p in packages),
+    }
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
