@@ -112,7 +112,7 @@ def _tensors(layer: Layer, measurement: Measurement | None, shown: set[fx.Node])
     """A layer's weight, the quantized tensors from outside that no layer before it showed, and what it writes."""
     if measurement is None:
         return []
-    nodes = [node for node in (*(edge.place for edge in layer.inputs), layer.output) if node not in shown]
+    nodes = [node for node in (*(edge.origin for edge in layer.inputs), layer.output) if node not in shown]
     shown.update(nodes)
     activations = [measurement.activations[node] for node in nodes if node in measurement.activations]
     weight = measurement.weights.get(layer.name)

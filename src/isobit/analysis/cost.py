@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from isobit.analysis.layers import quantized_layers
 from isobit.core.errors import UnsupportedError
@@ -197,10 +198,10 @@ def _macs(model: fx.GraphModule, node: fx.Node, kind: str) -> int:
         positions = _sizes(node if kind == "conv" else node.all_input_nodes[0])
         return positions[0] * math.prod(positions[2:]) * weight.numel()
     if kind == "matmul":
+        operands = [_sizes(x) for x in pytree.tree_leaves(node.args) if isinstance(x, fx.Node)]
         if isinstance(node.args[0], str):
-            return _einsum(node.args[0], [_sizes(x) for x in node.all_input_nodes])
-        operands = [x for x in node.args if isinstance(x, fx.Node)]
-        return math.prod(_sizes(node)) * _sizes(operands[-2])[-1]
+            return _einsum(node.args[0], operands)
+        return math.prod(_sizes(node)) * operands[-2][-1]
     if kind == "attention":
         query, key, value = (_sizes(x) for x in node.args[:3] if isinstance(x, fx.Node))
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

@@ -53,7 +53,8 @@ class Counts:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError("holds NaN or Inf")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._widen(max(-120, math.frexp(max(-low, high, 0.0))[1] - BINS.bit_length() + 1))
+        if low < 0.0 or high > 0.0:
+            self._widen(math.frexp(max(-low, high))[1] - BINS.bit_length() + 1)
         inverse = 2.0**-self._exponent
         for part in torch.split(x.detach().flatten(), CHUNK):
             index = (part.float() * inverse).floor_().to(torch.int64) + BINS
@@ -169,7 +170,7 @@ def activation_distributions(model: fx.GraphModule, layers: tuple[Layer, ...]) -
     shown = names(model.graph)
     found: dict[fx.Node, Distribution] = {}
     for layer in layers:
-        for node in (*(edge.place for edge in layer.inputs), layer.output):
+        for node in (*(edge.origin for edge in layer.inputs), layer.output):
             module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, Slot) and module.mode == "quantize" and node not in found:
                 tensor = node.all_input_nodes[0]

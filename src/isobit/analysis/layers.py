@@ -19,11 +19,12 @@ RESHAPING = frozenset({"reshape", "transpose", "slice", "pad", "getitem"})
 class Edge:
     """A quantized tensor as a layer or the network's output reads it, and the slot that rounds it.
 
-    `place` is the slot's own node; dropout, identity or a padding that a convolution absorbs may lie between the two.
+    Dropout, identity or a padding that a convolution absorbs may lie between the two. `origin` is the slot's node where
+    these integers were made; behind it they were only reshaped.
     """
 
     tensor: fx.Node
-    place: fx.Node
+    origin: fx.Node
     slot: Slot
 
 
@@ -121,7 +122,7 @@ class _Finder:
         """The rounding that a reader of this tensor sees, None where it reads a float value."""
         place = self.tensors.source(tensor)
         module = self.model.get_submodule(str(place.target)) if place.op == "call_module" else None
-        return Edge(tensor=tensor, place=place, slot=module) if isinstance(module, Slot) else None
+        return Edge(tensor=tensor, origin=self.origin(place), slot=module) if isinstance(module, Slot) else None
 
     def results(self) -> dict[fx.Node, list[Edge]]:
         """The network's quantized outputs, by the output of the layer that computes them."""
@@ -130,17 +131,16 @@ class _Finder:
         for tensor in output.all_input_nodes:
             edge = self.edge(tensor) if is_float_tensor(tensor) else None
             if edge is not None:
-                found.setdefault(self.origin(tensor), []).append(edge)
+                found.setdefault(edge.origin, []).append(edge)
         return found
 
-    def origin(self, tensor: fx.Node) -> fx.Node:
-        """The quantized tensor behind reshapes and other ops that hand on the integers of one tensor."""
-        source = self.tensors.source(tensor)
-        while True:
-            before = source.args[0] if self.kind(source) == "quantize" else source
-            if not isinstance(before, fx.Node) or self.kind(before) not in RESHAPING | PASSIVE:
-                return source
-            source = self.tensors.source(self.tensors.inputs(before)[0])
+    def origin(self, place: fx.Node) -> fx.Node:
+        """The first slot of a chain of slots with nothing but reshapes and the like between them."""
+        before = place.all_input_nodes[0]
+        if self.kind(before) not in RESHAPING | PASSIVE:
+            return place
+        source = self.tensors.source(self.tensors.inputs(before)[0])
+        return self.origin(source) if self.kind(source) == "quantize" else place
 
     def kind(self, node: fx.Node) -> str:
         return self.tensors.kinds[node]
