@@ -75,10 +75,8 @@ class _Executions:
     def see(self, batch: Batch) -> None:
         """Run one batch through all three and compare pair by pair."""
         arrays = [x.numpy() for x in batch.inputs]
-        outputs = {
-            "reference": self.reference.run(arrays, keep=()).outputs[0],
-            self.engine.name: self.session.run(arrays)[0],
-        }
+        engine = self.session.run(arrays)[0]  # first: it says what is wrong with inputs that do not fit the file
+        outputs = {"reference": self.reference.run(arrays, keep=()).outputs[0], self.engine.name: engine}
         if self.simulation is not None:
             outputs = {"simulation": first_output(self.simulation(*batch.inputs)).numpy(), **outputs}
         for pair, tally in self.tallies.items():
@@ -109,10 +107,10 @@ class _Executions:
         names = quantized_tensors(self.path)
         try:
             session = self.engine.load(self.path, expose=names)
-            values = session.run(arrays)[-len(names) :]
+            values = dict(zip(session.outputs, session.run(arrays), strict=True))
         except EngineError:
             return {}
-        return dict(zip(names, values, strict=True))
+        return {name: values[name] for name in names}
 
 
 def verify(

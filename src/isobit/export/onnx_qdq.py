@@ -118,6 +118,11 @@ def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, block: int) -> A
     return op.DequantizeLinear(q, scale, zero_point, axis=axis)
 
 
+def _dynamic_quantize_dequantize(x: Any) -> Any:
+    q, scale, zero_point = op.DynamicQuantizeLinear(x)
+    return op.DequantizeLinear(q, scale, zero_point)
+
+
 def _global_average_pool(x: Any) -> Any:
     return op.GlobalAveragePool(x)
 
@@ -125,6 +130,7 @@ def _global_average_pool(x: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.quantize_dequantize.default: _quantize_dequantize,
     torch.ops.isobit.dequantize.default: _dequantize,
+    torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.core.qparams import DynamicRange, QParams
-from isobit.graph.deployed import ActivationQuantizer, DeployedConv, DeployedLinear, IntegerWeight, store_activation
+from isobit.graph.deployed import ActivationQuantizer, DeployedConv, DeployedLinear, IntegerWeight, activation_quantizer
 from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
@@ -36,8 +36,9 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
             continue
         module = deployed.get_submodule(str(node.target))
         if isinstance(module, Slot):
-            grid = store_activation(module.grid(), non_negative=str(node.target) in positive, name=module.point)
-            _replace(deployed, node, ActivationQuantizer(grid))
+            positive_here = str(node.target) in positive
+            quantizer = activation_quantizer(module.grid(), non_negative=positive_here, name=module.point)
+            _replace(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
             scale = _input_scale(deployed, tensors, node) if bias_bits else None
             _replace(deployed, node, _deployed_layer(module, slot, scale))

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from isobit.core.errors import UnsupportedError
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of
 from isobit.core.qparams import DynamicRange, QParams
-from isobit.graph.integer_ops import check_bits, dequantize, global_average_pool, quantize_dequantize
+from isobit.core.scheme import Scheme
+from isobit.graph.integer_ops import (
+    check_bits,
+    dequantize,
+    dynamic_quantize_dequantize,
+    global_average_pool,
+    quantize_dequantize,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +30,13 @@ class StoredGrid:
     high: int
 
 
-def store_activation(grid: QParams | DynamicRange, *, non_negative: bool, name: str) -> StoredGrid:
+def store_activation(grid: QParams, *, non_negative: bool, name: str) -> StoredGrid:
     """The unsigned form of an activation's grid: the same values under shifted integers.
 
     A signed format moves up by 2^(bits-1), which every engine computes as fast as unsigned bytes, where signed
     bytes fall back to float on some. Behind a ReLU (`non_negative`) the levels below zero are never used; they are
     dropped, so that 0 is the lowest level and an engine sees that saturation is the ReLU.
     """
-    if isinstance(grid, DynamicRange):
-        raise UnsupportedError(f"{name}: a dynamic range cannot be exported yet; use the quantizer `fixed`")
     if not isinstance(grid.scheme.granularity, PerTensor):
         raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
     check_bits(grid.scheme.bits, name)
@@ -48,6 +53,18 @@ def store_activation(grid: QParams | DynamicRange, *, non_negative: bool, name: 
         low=max(low, base) - base,
         high=high - base,
     )
+
+
+def activation_quantizer(grid: QParams | DynamicRange, *, non_negative: bool, name: str) -> nn.Module:
+    """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
+    if isinstance(grid, QParams):
+        return ActivationQuantizer(store_activation(grid, non_negative=non_negative, name=name))
+    if grid.scheme != Scheme(signed=False, symmetric=False):
+        raise UnsupportedError(
+            f"{name}: a file holds dynamic ranges as unsigned asymmetric bytes with one scale, not as {grid.scheme}; "
+            "use such a target (onnxruntime-x86), or the quantizer `fixed`"
+        )
+    return DynamicActivationQuantizer()
 
 
 def _span(grid: QParams) -> int:
@@ -70,6 +87,16 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any."""
         y: Tensor = quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+        return y
+
+
+@final
+class DynamicActivationQuantizer(nn.Module):
+    """x → integers → x̂, with the range of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any."""
+        y: Tensor = dynamic_quantize_dequantize(x)
         return y
 
 

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
+from isobit.core.fake_quantize import fake_quantize
+from isobit.core.qparams import scale_and_zero_point
+from isobit.core.scheme import Scheme
 
 
 @torch.library.custom_op("isobit::quantize_dequantize", mutates_args=())
@@ -15,6 +18,19 @@ def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, 
 
 @quantize_dequantize.register_fake
 def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isobit::dynamic_quantize_dequantize", mutates_args=())
+def dynamic_quantize_dequantize(x: Tensor) -> Tensor:
+    """Unsigned bytes over the range of x itself, widened to hold 0: DynamicQuantizeLinear, DequantizeLinear."""
+    scheme = Scheme(signed=False, symmetric=False)
+    scale, zero_point = scale_and_zero_point(*torch.aminmax(x), scheme)
+    return fake_quantize(x, scale, zero_point, scheme)
+
+
+@dynamic_quantize_dequantize.register_fake
+def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -107,6 +107,8 @@ class Plan:
 
     def _dequantize(self, node: Node) -> Step:
         source = node.inputs[0]
+        if node.inputs[1] not in self.graph.constants:
+            return Step(node, "float")  # a dynamic range: the scale belongs to each input
         if source not in self.graph.constants:
             format_ = self._node_format(node)
             if source in self._integers:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
+from isobit.core.granularity import PerTensor
+from isobit.core.scheme import Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
 from isobit.quantizers import QUANTIZERS, QuantizerSettings
@@ -18,8 +20,9 @@ FORMAT = 1
 class Recipe:
     """What `isobit.quantize` does, in the form that recipe files and results hold.
 
-    Bits are the target's own where they are None. An observer that is None is `min_max` at 8 bits and `mse`
-    below, where clipping the tails pays; a quantizer that brings its own initial values overrides that.
+    Bits are the target's own where they are None. An observer that is None is the quantizer's own; for `fixed`
+    that is `min_max` at 8 bits and where each channel has a scale, and `mse` for one scale of fewer bits, where
+    clipping the tails pays.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`.
     """
 
@@ -60,18 +63,18 @@ class Recipe:
         """The settings of post-training quantization."""
         profile, preparing = self.profile(), self.preparing()
         return PostTraining(
-            weight_observer=_observer(self.weight_observer, preparing.weight, profile.weight.bits),
-            activation_observer=_observer(self.activation_observer, preparing.activation, profile.activation.bits),
+            weight_observer=_observer(self.weight_observer, preparing.weight, profile.weight),
+            activation_observer=_observer(self.activation_observer, preparing.activation, profile.activation),
             observers={name: look_up("observer", OBSERVERS, value)() for name, value in self.observers.items()},
             preparing=preparing,
             seed=self.seed,
         )
 
 
-def _observer(name: str | None, quantizer: QuantizerSettings, bits: int) -> ObserverSettings:
+def _observer(name: str | None, quantizer: QuantizerSettings, scheme: Scheme) -> ObserverSettings:
     if name is None:
         name = quantizer.observer
-        if name == "min_max" and bits < 8:
+        if name == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
             name = "mse"
     found: ObserverSettings = look_up("observer", OBSERVERS, name)()
     return found
