@@ -1,5 +1,6 @@
 """Which modules do something else in train mode that a graph, captured in eval mode, does not hold."""
 
+import torch
 from torch import fx, nn
 
 from isobit.graph.leaves import reads_training
@@ -10,8 +11,9 @@ Signature = list[tuple[str, str]]
 
 
 def signature(graph: fx.Graph) -> Signature:
-    """What a trace calls."""
-    return [(owner_path(n), str(n.target)) for n in graph.nodes if n.op in ("call_function", "call_module")]
+    """What a trace calls; sizes do not count."""
+    calls = [n for n in graph.nodes if n.op in ("call_function", "call_module")]
+    return [(owner_path(n), str(n.target)) for n in calls if not isinstance(n.meta.get("val"), torch.SymInt)]
 
 
 def switched_off(graph: fx.Graph) -> set[str]:

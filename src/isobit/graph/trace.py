@@ -79,6 +79,7 @@ def export(traced: nn.Module, samples: Samples, *, dynamic: bool, leaves: Leaves
 def _over_modules(root: nn.Module, source: fx.GraphModule, samples: Samples, *, dynamic: bool, leaves: Leaves) -> Trace:
     graph = source.graph
     in_eval, found = signature(graph), suspects(graph, root)
+    twin = sharing(root).train() if found else root
     clean(graph, root, source)
     switching = modules_for_functions(graph, root)
     found = {path: kind for path, kind in found.items() if path not in switching}
@@ -88,7 +89,7 @@ def _over_modules(root: nn.Module, source: fx.GraphModule, samples: Samples, *, 
     notes = [f"an in-place operator stays in place: {line_of_node(n) or n.name}" for n in kept]
     if found:
         try:
-            in_train = signature(export(sharing(root).train(), samples, dynamic=dynamic, leaves=leaves).graph)
+            in_train = signature(export(twin, samples, dynamic=dynamic, leaves=leaves).graph)
         except Exception:
             in_train = None
         notes += eval_only(found, in_eval, in_train, switching | switched_off(graph))
