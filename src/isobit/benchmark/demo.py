@@ -1,7 +1,6 @@
 """The demo: train a small network on digits, quantize it for two targets at two widths, and prove each file."""
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from isobit.analysis.accuracy import accuracy
 from isobit.benchmark.data import Dataset, read_digits
 from isobit.benchmark.digits_training import train_digits
 from isobit.core.errors import MissingExtraError, OutputError
-from isobit.core.files import check_writable
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Latency, RunRecord
 from isobit.engines import ENGINES, Engine
@@ -24,7 +22,7 @@ from isobit.graph.capture import capture
 from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
 from isobit.recipes.workflow import export, quantize
-from isobit.report import write_report
+from isobit.report import check_report, write_report
 from isobit.targets import TARGETS
 from isobit.verify import verify
 
@@ -80,8 +78,6 @@ def run_demo(folder: str | Path, settings: Demo | None = None, *, progress: Prog
     started = time.monotonic()
     settings = settings or Demo()
     engines = {name: engine_of(name) for name in settings.targets or default_targets()}
-    if not importlib.util.find_spec("jinja2"):
-        raise MissingExtraError("jinja2", "demo")
     folder = usable_folder(Path(folder))
     test = read_digits("test", batch_size=settings.batch)
     with _threads(settings.threads):
@@ -194,7 +190,7 @@ def usable_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create the folder {folder}: {error.strerror}. Choose another one with -o") from error
-    check_writable(folder / "report.html")
+    check_report(folder / "report.html")
     return folder
 
 

@@ -10,15 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from isobit.cli.data import Reading, load_data
-from isobit.cli.loading import load_model
+from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import bullets, facts
 from isobit.cli.progress import Watch
-from isobit.core.files import check_writable
 from isobit.core.records import LayerRecord, RunRecord
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.run import record_run
 from isobit.recipes.workflow import quantize_with
-from isobit.report import numbers, summary, write_report
+from isobit.report import check_report, numbers, summary, write_report
 
 WORST = 3
 """How many layers are called the worst."""
@@ -41,10 +40,11 @@ class Job:
 def run(job: Job, watch: Watch) -> RunRecord:
     """Load, quantize, analyse, and write the report where one is wanted."""
     if job.report is not None:
-        check_writable(job.report)
+        check_report(job.report)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
     data = load_data(job.data, job.reading, samples=job.samples)
+    check_fits(net, job.model, data)
     watch.stage("capturing the network")
     model = quantize_with(net, data, job.recipe, progress=data.counted(watch))
     watch.stage("analysing the layers")

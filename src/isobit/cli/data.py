@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from isobit.benchmark.data import Dataset, read_cifar10, read_digits, read_image_folder, read_imagenet_sample, read_npz
-from isobit.cli.loading import call, explained, find, is_reference
+from isobit.cli.loading import call, described, explained, find, is_reference
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, IsobitError, SettingError, UnknownNameError
 from isobit.core.progress import Progress
@@ -151,7 +151,7 @@ def _guarded(data: Any, reference: str, wanted: int | None) -> Iterator[Batch]:
         walk = iter(data)
     except TypeError as error:
         raise CalibrationError(
-            f"{reference} gives a {type(data).__name__}, not batches. Give a list, a DataLoader or a generator of "
+            f"{reference} gives {described(data)}, not batches. Give a list, a DataLoader or a generator of "
             "tensors or of (x, labels)"
         ) from error
     left = wanted

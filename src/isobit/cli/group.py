@@ -31,8 +31,8 @@ class Commands(TyperGroup):
         arguments = sys.argv[1:] if args is None else list(args)
         debug = "--debug" in arguments or os.environ.get("ISOBIT_DEBUG", "0") not in ("", "0")
         try:
-            context = {"obj": shlex.join([prog_name or "isobit", *arguments]), "standalone_mode": False}
-            code = super().main(arguments, prog_name or "isobit", **{**extra, **context})
+            typed = shlex.join([prog_name or "isobit", *arguments])
+            code = super().main(arguments, prog_name or "isobit", **{**extra, "obj": typed, "standalone_mode": False})
         except KeyboardInterrupt:
             code = INTERRUPTED
         except IsobitError as error:
@@ -40,8 +40,10 @@ class Commands(TyperGroup):
             _explain(str(error), debug=debug)
         except typer.TyperException as error:
             code = error.exit_code
-            if text := error.format_message():
-                print_error(f"{text.rstrip('.')}. See `{_command_path(error, prog_name)} --help`")
+            context = vars(error).get("ctx")
+            command = prog_name or "isobit" if context is None else context.command_path
+            text = error.format_message().removesuffix(".").replace("?.", "?")
+            print_error(f"{text}{'' if text.endswith('?') else '.'} See `{command} --help`")
         except Exception as error:
             code = FAULT
             text = str(error).strip() or "no further text"
@@ -56,9 +58,3 @@ def _explain(text: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     print_error(text)
-
-
-def _command_path(error: typer.TyperException, prog_name: str | None) -> str:
-    """`isobit quantize` where the command is known, else `isobit`."""
-    context = vars(error).get("ctx")
-    return context.command_path if isinstance(context, typer.Context) else prog_name or "isobit"

@@ -5,14 +5,17 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from isobit.benchmark.pretrained import PRETRAINED
+from isobit.core.batches import as_batch
 from isobit.core.errors import CalibrationError, IsobitError, ModelError, UnknownNameError
 from isobit.core.weights import load_weights
 
@@ -29,7 +32,7 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
         found = call(find(reference, error=ModelError), reference, error=ModelError)
         if not isinstance(found, nn.Module):
             raise ModelError(
-                f"{reference} gives {_described(found)}, not an nn.Module. Name the network, or a function without "
+                f"{reference} gives {described(found)}, not an nn.Module. Name the network, or a function without "
                 "arguments that returns it"
             )
         network = found
@@ -109,7 +112,7 @@ def explained(raised: BaseException) -> str:
     The user's code is what lies in no package: neither this one nor an installed one.
     """
     if isinstance(raised, SyntaxError):
-        return f"SyntaxError at {raised.filename}:{raised.lineno}: {raised.msg}"
+        return f"SyntaxError at {_relative(str(raised.filename))}:{raised.lineno}: {raised.msg}"
     frames = traceback.extract_tb(raised.__traceback__)
     own = [f for f in frames if not _is_library(f.filename)]
     where = f" at {_relative(own[-1].filename)}:{own[-1].lineno}" if own else ""
@@ -181,9 +184,27 @@ def _nearest(name: str, known: list[str]) -> str:
     return f". It has {', '.join(shown)}{', …' if len(known) > 12 else ''}" if shown else ""
 
 
-def _described(found: Any) -> str:
+def described(found: Any) -> str:
+    """An object in words, for what is not what it should be."""
     if isinstance(found, ModuleType):
         return f"the module {found.__name__}"
     if isinstance(found, dict):
         return "a dict (a state_dict goes into --weights, as safetensors)"
-    return f"a {type(found).__name__}"
+    kind = type(found).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def check_fits(net: nn.Module, model: str, data: Iterable[Any]) -> None:
+    """Raise CalibrationError, with the line of the network, where its forward does not take the first samples."""
+    batch = next((b for item in data if (b := as_batch(item)).inputs and b.inputs[0].dim() and b.size), None)
+    if batch is None:
+        raise CalibrationError("the calibration data is empty: give at least one sample (64 to 1,024 are usual)")
+    inputs = tuple(x[:2] for x in batch.inputs)
+    try:
+        with torch.no_grad():
+            net(*inputs)
+    except Exception as raised:
+        shapes = " and ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+        raise CalibrationError(
+            f"{model} does not take the calibration data, a batch of shape {shapes}: {explained(raised)}"
+        ) from raised

@@ -91,7 +91,12 @@ def verdict_text(verdict: str, cause: str = "") -> Text:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print tables and texts one after the other."""
+    """Print tables and texts one after the other; without trailing spaces where they go to a file."""
     stdout = console()
-    for part in parts:
-        stdout.print(part)
+    if stdout.is_terminal:
+        stdout.print(*parts, sep="\n")
+        return
+    with stdout.capture() as captured:
+        stdout.print(*parts, sep="\n")
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()

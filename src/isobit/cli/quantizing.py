@@ -13,7 +13,7 @@ from torch import fx, nn
 from isobit.analysis.accuracy import accuracy
 from isobit.cli import rows
 from isobit.cli.data import Batches, Reading, load_data
-from isobit.cli.loading import load_model
+from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, verdict_text
 from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
@@ -27,7 +27,7 @@ from isobit.recipes.recipe import Recipe
 from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
 from isobit.recipes.workflow import export, quantize_with, verify
-from isobit.report import write_report
+from isobit.report import check_report, write_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +69,10 @@ class Quantized:
 
 def run(job: Job, watch: Watch) -> Quantized:
     """Load, quantize, export, verify, measure."""
-    for path in (job.output, job.report):
-        if path is not None:
-            check_writable(path)
+    if job.output is not None:
+        check_writable(job.output)
+    if job.report is not None:
+        check_report(job.report)
     engine, not_verified = engine_for(job)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
@@ -79,6 +80,7 @@ def run(job: Job, watch: Watch) -> Quantized:
     evaluation = data
     if job.eval_data is not None:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
+    check_fits(net, job.model, data)
     watch.stage("capturing the network")
     model = quantize_with(net, data, job.recipe, progress=data.counted(watch))
     with _place(job.output) as path:

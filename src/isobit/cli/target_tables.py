@@ -7,9 +7,7 @@ from rich import box
 from rich.table import Table
 
 from isobit.cli.output import facts
-from isobit.core.scheme import Scheme
 from isobit.engines import ENGINES
-from isobit.recipes.codec import encode
 from isobit.targets import Placement, Profile
 
 
@@ -47,19 +45,29 @@ def details(p: Profile) -> Table:
 
 
 def as_json(p: Profile) -> dict[str, Any]:
-    """One target for programs."""
+    """One target for programs; schemes and arithmetic as isobit writes them."""
+    placement = {
+        "inputs": sorted(p.placement.inputs),
+        "outputs": sorted(p.placement.outputs),
+        "shared": sorted(p.placement.shared),
+        "every_consumer": p.placement.every_consumer,
+        "conv_feeds_add": p.placement.conv_feeds_add,
+        "network_output": p.placement.network_output,
+    }
     return {
         "name": p.name,
         "vendor": p.vendor,
         "source": p.source,
-        "weight": _scheme(p.weight),
-        "activation": _scheme(p.activation),
+        "weight": {"scheme": str(p.weight), "bits": p.weight.bits},
+        "activation": {"scheme": str(p.activation), "bits": p.activation.bits},
+        "bias_bits": p.bias_bits,
+        "edge_bits": p.edge_bits,
+        "fold_bn": p.fold_bn,
+        "placement": placement,
+        "fusions": [list(pair) for pair in sorted(p.fusions)],
+        "arithmetic": str(p.arithmetic),
         "engines": list(p.engines),
     }
-
-
-def _scheme(scheme: Scheme) -> dict[str, Any]:
-    return {"text": str(scheme), **encode(scheme)}
 
 
 def _placement(p: Placement) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from torch import fx
 
 from isobit.cli import rows
 from isobit.cli.data import Reading, load_data
-from isobit.cli.loading import load_model
+from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, verdict_text
 from isobit.cli.progress import Watch
 from isobit.core.errors import ArtifactError, SettingError
@@ -78,6 +78,7 @@ def _simulation(job: Job, model: str, metadata: dict[str, str], watch: Watch) ->
         raise ArtifactError(f"{job.file} holds no recipe. Give the one it was made by: --recipe FILE")
     net = load_model(model, job.weights)
     data = load_data(job.calibration, job.reading, samples=job.samples)
+    check_fits(net, model, data)
     watch.stage("capturing the network")
     return workflow.quantize_with(net, data, recipe, progress=data.counted(watch))
 

@@ -81,7 +81,9 @@ def _explain(path: Path, error: OSError) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"cannot write {path}: the disk is full. Free some space or choose another folder"
-        case errno.ENOENT | errno.ENOTDIR:
+        case errno.ENOTDIR:
+            return f"cannot write {path}: {path.parent} is no folder. Choose another one"
+        case errno.ENOENT:
             return f"cannot write {path}: there is no folder {path.parent}. Create it first"
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return f"cannot write {path}: the folder {path.parent} is read-only. Choose another one"

@@ -1,5 +1,5 @@
 """One run, or several, as one offline HTML page."""
 
-from isobit.report.page import write_report
+from isobit.report.page import check_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["check_report", "write_report"]

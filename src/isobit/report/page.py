@@ -25,17 +25,28 @@ def write_report(records: Sequence[RunRecord] | RunRecord, path: str | Path) -> 
     if not runs:
         raise SettingError("write_report got no run record. Give it at least one")
     path = Path(path)
-    check_writable(path)
+    check_report(path)
     write_text(path, render(runs))
     return path
 
 
-def render(records: Sequence[RunRecord]) -> str:
-    """The page as text."""
+def check_report(path: str | Path) -> None:
+    """Raise now, before long work, what `write_report` would raise after it: MissingExtraError or OutputError."""
+    _jinja2()
+    check_writable(path)
+
+
+def _jinja2() -> Any:
     try:
         import jinja2
     except ImportError as error:
         raise MissingExtraError("jinja2", "report") from error
+    return jinja2
+
+
+def render(records: Sequence[RunRecord]) -> str:
+    """The page as text."""
+    jinja2 = _jinja2()
     from markupsafe import Markup  # a part of jinja2
 
     environment = jinja2.Environment(
@@ -58,7 +69,7 @@ def render(records: Sequence[RunRecord]) -> str:
         "indented": _indented,
     }
     template = environment.get_template("page.html.j2")
-    return template.render(
+    page: str = template.render(
         runs=records,
         facts=summary,
         bars=_bars,
@@ -66,6 +77,7 @@ def render(records: Sequence[RunRecord]) -> str:
         scripts=[Markup(_read(name)) for name in ("chart.js", "histogram.js", "layers.js", "page.js")],
         island=Markup(island(records)),
     )
+    return page
 
 
 def _read(name: str) -> str:

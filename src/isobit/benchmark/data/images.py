@@ -25,6 +25,8 @@ def decode_rgb(content: bytes, *, name: str) -> Any:
     image = pillow_image()
     try:
         return image.open(io.BytesIO(content)).convert("RGB")
+    except image.UnidentifiedImageError as error:
+        raise CalibrationError(f"{name} is no image of a known format, or truncated. Repair or remove it") from error
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise CalibrationError(f"{name} cannot be decoded: {error}. Repair or remove it") from error
 

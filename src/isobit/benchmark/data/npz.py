@@ -63,8 +63,8 @@ def _check_inputs(x: Array, name: str, how: Normalization | None) -> None:
     if x.dtype == np.uint8:
         if how is None:
             raise CalibrationError(
-                f"{name} is uint8. Ask for pixels='unit' (or another normalization) to turn images (n, h, w, c) into "
-                "(n, c, h, w) float32, or save float32 as the network takes it"
+                f"{name} is uint8. Ask for pixels='unit' or another normalization (--normalize unit) to turn images "
+                "(n, h, w, c) into (n, c, h, w) float32, or save float32 as the network takes it"
             )
         if x.ndim != 4 or x.shape[3] not in (1, 3, 4):
             wanted = "channels come last: x.transpose(0, 2, 3, 1)" if x.ndim == 4 else "(n, h, w, 1) for grey images"
