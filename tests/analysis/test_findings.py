@@ -62,7 +62,7 @@ def test_zero_and_dead_channels() -> None:
     net[1].bias.data[:2] = torch.tensor([-100.0, -1.0])
     texts = found(net, "onnxruntime-x86")
     assert about(texts, "weights are all zero") == [
-        "channels whose weights are all zero, or as good as zero: 1 (1 of 4). They could be pruned"
+        "channels whose weights are all zero, or as good as zero: 1 (1 of 4). They give their bias alone and could be pruned"
     ]
     assert about(texts, "0 in every sample") == [
         "channels of the output that are 0 in every sample of the analysis: 1 (2 of 4)"
@@ -110,6 +110,18 @@ def test_clipped_activations() -> None:
     shares = {d.name: d.clipped / d.values for d in wide.activations.values()}
     assert shares["input"] > 0.1
     assert f"input ({shares['input']:.1%})" in text
+
+
+def test_values_clipped_by_a_power_of_two() -> None:
+    """The largest value 1.4 asks for the scale 1.4 / 127 = 2^-6.50: the nearest power of two, 2^-7, ends at 0.99."""
+    net = nn.Sequential(nn.Linear(4, 4))
+    x = 1.4 * torch.linspace(-1.0, 1.0, 400).reshape(100, 4)
+    model = quantize(net, [x], target="tvm")
+    layers = quantized_layers(model)
+    (text,) = about(findings(model, layers, measure(model, layers, [x])), "outside the range")
+    outside = float(((x > 127.5 / 128) | (x < -128.5 / 128)).float().mean())
+    assert f"input ({outside:.1%})" in text
+    assert text.endswith("powers of two, and the nearest one can be a smaller one")
 
 
 def test_float_ops_and_passes_are_named() -> None:

@@ -11,6 +11,7 @@ from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
 from isobit.core.granularity import PerChannel, PerTensor, blocks
 from isobit.core.qparams import QParams
+from isobit.core.scheme import PowerOfTwo
 from isobit.graph.insert import preparation
 from isobit.targets import TARGETS
 
@@ -70,7 +71,8 @@ def findings(
     lost: float | None = None,
 ) -> tuple[str, ...]:
     """All findings, the most important first. `lost` is the share of samples that quantization costs, if known."""
-    found = [*_weights(layers, preparation(model).profile.name), *_passes(model)]
+    isolated = {} if measurement is None else measurement.isolated
+    found = [*_weights(layers, preparation(model).profile.name, isolated), *_passes(model)]
     if measurement is not None:
         found = [*_noise(layers, measurement, lost), *found, *_activations(layers, measurement)]
     return tuple(found)
@@ -117,12 +119,13 @@ def responsible(layers: Sequence[Layer], isolated: Mapping[str, Noise], *, share
 # -- weights and activations
 
 
-def _weights(layers: Sequence[Layer], target: str) -> Iterator[str]:
-    """Channels that one scale does not fit, and channels that compute nothing."""
+def _weights(layers: Sequence[Layer], target: str, isolated: Mapping[str, Noise]) -> Iterator[str]:
+    """Channels that one scale does not fit, the noisiest layer first, and channels that compute nothing."""
     found = {layer: c for layer in layers if (c := channels(layer)) is not None}
     wide = {k: c for k, c in found.items() if c.ratio > WIDE and isinstance(_granularity(k), PerTensor)}
     if wide:
-        worst = sorted(wide, key=lambda layer: -wide[layer].ratio)
+        shares = sensitivity(isolated)
+        worst = sorted(wide, key=lambda layer: (-shares.get(layer.name, 0.0), -wide[layer].ratio))
         texts = [f"{k.name} ({k.label}, {wide[k].ratio:.0f} times{_coarse(wide[k])})" for k in worst]
         others = [n for n, p in TARGETS.items() if isinstance(p.weight.granularity, PerChannel) and n != target]
         yield (
@@ -131,7 +134,7 @@ def _weights(layers: Sequence[Layer], target: str) -> Iterator[str]:
             f"({', '.join(others)})"
         )
     if zero := [f"{k.name} ({len(c.zero)} of {c.count})" for k, c in found.items() if c.zero]:
-        yield f"channels whose weights are all zero, or as good as zero: {_listed(zero)}. They could be pruned"
+        yield f"channels whose weights are all zero, or as good as zero: {_listed(zero)}. They give their bias alone and could be pruned"
 
 
 def _activations(layers: Sequence[Layer], measurement: Measurement) -> Iterator[str]:
@@ -140,10 +143,10 @@ def _activations(layers: Sequence[Layer], measurement: Measurement) -> Iterator[
     cut = sorted((d for d in seen if d.clipped > CLIPPED * d.values), key=lambda d: -d.clipped / d.values)
     if cut:
         texts = [f"{d.name} ({d.clipped / d.values:.1%})" for d in cut]
-        yield (
-            f"more than {CLIPPED:.0%} of the values lie outside the range of: {_listed(texts)}. Calibrate on more "
-            "samples, or choose another observer"
-        )
+        why = "Calibrate on more samples, or choose another observer"
+        if any(isinstance(d.grid.scheme.scale, PowerOfTwo) for d in cut):
+            why = "The target's scales are powers of two, and the nearest one can be a smaller one"
+        yield f"more than {CLIPPED:.0%} of the values lie outside the range of: {_listed(texts)}. {why}"
     written = [(layer.name, measurement.activations.get(layer.output)) for layer in layers if not layer.moves]
     dead = [f"{name} ({len(d.dead_channels)} of {d.channels})" for name, d in written if d and d.dead_channels]
     if dead:
