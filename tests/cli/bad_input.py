@@ -184,7 +184,7 @@ DATA = (
     Case(name="truncated npz", command=quantize("truncated.npz"), code=4, says=("truncated.npz", "not a whole .npz")),
     Case(name="folder without images", command=quantize("no_images"), code=4, says=("no class folders",)),
     Case(name="folder without classes", command=quantize("flat"), code=4, says=("no class folders", "flat/all")),
-    Case(name="image that cannot be decoded", command=quantize("unreadable"), code=4, says=("1.png is no image",)),
+    Case(name="image that cannot be decoded", command=quantize("unreadable"), code=4, says=("1.png cannot be decoded",)),
     Case(name="unknown normalization", command=quantize("unreadable") + " --normalize imagenet", code=2,
          says=("unknown normalization", "torch")),
 )  # fmt: skip
