@@ -62,7 +62,7 @@ def test_zero_and_dead_channels() -> None:
     net[1].bias.data[:2] = torch.tensor([-100.0, -1.0])
     texts = found(net, "onnxruntime-x86")
     assert about(texts, "as good as zero") == [
-        "channels whose weights are zero or as good as zero: 1 (1 of 4). They give their bias alone: prune them"
+        "channels whose weights are as good as zero: 1 (1 of 4). They only give their bias: prune them"
     ]
     assert about(texts, "0 in every sample") == [
         "channels of the output that are 0 in every sample of the analysis: 1 (2 of 4)"

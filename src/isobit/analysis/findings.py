@@ -134,7 +134,7 @@ def _weights(layers: Sequence[Layer], target: str, isolated: Mapping[str, Noise]
             f"({', '.join(others)})"
         )
     if zero := [f"{k.name} ({len(c.zero)} of {c.count})" for k, c in found.items() if c.zero]:
-        yield f"channels whose weights are zero or as good as zero: {_listed(zero)}. They give their bias alone: prune them"
+        yield f"channels whose weights are as good as zero: {_listed(zero)}. They only give their bias: prune them"
 
 
 def _activations(layers: Sequence[Layer], measurement: Measurement) -> Iterator[str]:
