@@ -21,10 +21,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from bench_output import Table, finish
 from torch import Tensor
 
 import isobit
+from bench_output import Table, finish
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import EngineError
 from isobit.core.records import Kernel

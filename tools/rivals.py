@@ -153,7 +153,9 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    packages = [p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))]
+    packages = [
+        p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))
+    ]
     result = {
         **spent,
         "peak_mb": memory("VmHWM"),

@@ -44,7 +44,7 @@ def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant 
 
 
 def _by_channel(values: np.ndarray, w: Constant) -> Tensor:
-    return torch.from_numpy(values).reshape(-1, *[1] * (w.q.ndim - 2))
+    return torch.from_numpy(np.asarray(values)).reshape(-1, *[1] * (w.q.ndim - 2))  # one scale: a numpy scalar
 
 
 def gemm(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
