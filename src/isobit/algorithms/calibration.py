@@ -84,13 +84,14 @@ def fastest_layout(model: fx.GraphModule) -> Iterator[torch.memory_format]:
         for node in model.graph.nodes
     )
     layers = [] if splits_maps else [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    before = [layer.weight.data for layer in layers]
     for layer in layers:
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     try:
         yield torch.channels_last if layers else torch.contiguous_format
     finally:
-        for layer in layers:
-            layer.weight.data = layer.weight.data.contiguous()
+        for layer, weight in zip(layers, before, strict=True):
+            layer.weight.data = weight
 
 
 def _is_map(value: object) -> bool:

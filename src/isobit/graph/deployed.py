@@ -203,8 +203,11 @@ class DeployedLinear(nn.Module):
         self.integer = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (…, in) → (…, out)."""
-        return F.linear(x, self.integer.weight(), self.integer.bias())
+        """Shapes: (…, in) → (…, out). Computed on two dimensions: engines have an integer Gemm with a bias for those,
+        while a MatMul of three leaves its bias and its result in float."""
+        flat = x if x.dim() == 2 else x.flatten(0, -2)
+        y = F.linear(flat, self.integer.weight(), self.integer.bias())
+        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
 @final
