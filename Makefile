@@ -23,7 +23,9 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.demo ## train a small network, quantize it, run it on real engines, and write report.html
-	$(BIN)/isobit demo --report report.html
+	$(BIN)/isobit demo --output out/demo
+	@cp out/demo/report.html report.html
+	@echo "report.html shows it all: open it in a browser"
 
 test: check ## all linters, then all tests but the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -1,6 +1,6 @@
 """Texts that a refactor has to leave byte-equal, under tests/golden.
 
-    ISOBIT_WRITE_GOLDEN=1 pytest tests/contracts     writes them anew; read the difference before you commit it
+ISOBIT_WRITE_GOLDEN=1 pytest tests/contracts     writes them anew; read the difference before you commit it
 """
 
 import difflib
