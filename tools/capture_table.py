@@ -136,6 +136,9 @@ def torchvision_networks() -> Iterator[Network]:
         if name.startswith(("deeplab", "lraspp")):
             extra = {"weights_backbone": None}
         yield Network(name, "torchvision", lambda n=name, e=extra: models.get_model(n, **e), shape)
+    detector = models.detection.fasterrcnn_resnet50_fpn
+    plain = {"weights": None, "weights_backbone": None}
+    yield Network("fasterrcnn_resnet50_fpn, backbone", "torchvision", lambda: detector(**plain).backbone)
 
 
 def timm_networks() -> Iterator[Network]:
@@ -199,13 +202,13 @@ def examine(network: Network) -> Row:
     torch.manual_seed(0)
     row = Row(network.name, network.source)
     net = network.build()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         captured = capture(net, network.inputs(1, 0))
     except IsobitError as error:
         row.note = "refused: " + str(error).replace("\n", " ").replace("|", "/")
         return row
-    row.seconds = f"{time.perf_counter() - start:.1f}"
+    row.seconds = f"{time.process_time() - start:.1f}"
     calls = [n for n in captured.graph.nodes if n.op == "call_module"]
     row.nodes = f"{len(captured.graph.nodes)} ({len(calls)})"
     notes = list(captured.record.notes)
@@ -250,7 +253,7 @@ def rows(only: list[str]) -> Iterator[Row]:
 
 
 def page(table: list[Row]) -> str:
-    good = [r for r in table if r.outputs == r.training == r.keys == "equal"]
+    good = [r for r in table if {r.outputs, r.training, r.gradients, r.statistics, r.keys} <= {"equal", "none"}]
     tried = [r for r in table if not r.note.startswith("skipped")]
     lines = [
         "# Captured networks",
@@ -258,13 +261,14 @@ def page(table: list[Row]) -> str:
         f"`{COMMAND}` (torch {torch.__version__}, {torch.get_num_threads()} thread) captures these networks with "
         "random weights and holds each against its original, so every number below can be repeated.",
         "",
-        f"{len(good)} of {len(tried)} networks: equal bits in eval and in train mode, equal keys.",
+        f"{len(good)} of {len(tried)}: equal bits of outputs, gradients and BN statistics, in eval and in "
+        "train mode, and equal keys. A row with another entry says in its note why.",
         "",
         "- *nodes*: of the graph; in brackets those that call a module of the network",
         f"- *eval*: outputs at a batch of {BATCH} (another was traced); *train*: one step, dropout on",
         "- *gradients*: of all parameters after that training step; *BN*: running statistics after it",
         "- `equal` means the same bits; a number is the largest difference, relative to the largest value",
-        "- *s*: seconds for the capture, its check included",
+        "- *s*: processor seconds for the capture, its check included",
         "",
         "| network | source | nodes | s | eval | train | gradients | BN | keys | note |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -252,3 +252,19 @@ def test_nothing_else_is_noted(name: str, pairs: Any) -> None:
     _, _, captured = pair(name, pairs)
     assert captured.record.method == "export"
     assert captured.record.notes == ()
+
+
+def test_a_captured_network_can_be_captured_again() -> None:
+    net = nn.Sequential(Residual(), Shared())
+    once = capture(net, torch.zeros(1, 3, 6, 6))
+    twice = capture(once, torch.zeros(1, 3, 6, 6))
+    assert list(names(twice.graph).values())[1:-1] == list(names(once.graph).values())[1:-1]
+    x = torch.randn(5, 3, 6, 6)
+    assert torch.equal(twice(x), net(x))
+
+
+def test_channels_last_and_half_precision() -> None:
+    net = Residual().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 6, 6, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    captured = capture(net, x[:1])
+    assert torch.equal(captured.eval()(x), net.eval()(x))

@@ -173,3 +173,16 @@ def test_a_choice_by_batch_size_is_noted_where_the_check_cannot_see_it() -> None
     (note,) = captured.record.notes
     assert "batch <= 64" in note
     assert "return x * 2 if x.shape[0] > 64 else x" in note
+
+
+def test_a_part_whose_name_a_graph_module_needs() -> None:
+    class Auto(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.code = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.code(x)
+
+    with pytest.raises(ModelError, match=r"Auto\.code has a name that .* needs: rename it"):
+        capture(Auto(), torch.zeros(1, 4))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from isobit.core.errors import ModelError
 from isobit.graph.captured import Captured, CaptureRecord
@@ -74,6 +74,9 @@ def _private(model: nn.Module) -> tuple[nn.Module, list[str]]:
     lazy = [k for k, p in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(p)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet, its layer is lazy: run it once on real data before")
+    reserved = {*dir(fx.GraphModule), "meta"} - set(dir(nn.Module))
+    if clash := sorted(reserved & {*model._modules, *model._parameters, *model._buffers}):
+        raise ModelError(f"{type(model).__name__}.{clash[0]} has a name that torch.fx.GraphModule needs: rename it")
     try:
         root = copy.deepcopy(model)
     except Exception as error:

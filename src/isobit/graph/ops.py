@@ -189,7 +189,8 @@ def _function_kind(node: fx.Node) -> str:
         return "shape"
     name = function_name(node.target)
     if name == "getitem":
-        return "getitem" if _is_sequence(node.args[0]) else "slice"
+        picks = isinstance(node.args[1], (int, str)) and _is_sequence(node.args[0])
+        return "getitem" if picks else "slice"
     found = FUNCTIONS.get(name, "other")
     refine = _REFINE.get(name)
     return refine(node, found) if refine is not None else found
