@@ -30,3 +30,13 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`ISOBIT_DATA`, or `../shared/data` beside the repository, or a skip."""
+    folder = Path(os.environ.get("ISOBIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no data folder: set ISOBIT_DATA")
+    monkeypatch.setenv("ISOBIT_DATA", str(folder))
+    return folder

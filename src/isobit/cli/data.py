@@ -121,7 +121,7 @@ def _of_dataset(dataset: Dataset, wanted: int | None) -> Batches:
 
 
 def _of_callable(reference: str, wanted: int | None) -> Batches:
-    """What a function gives is asked for anew for each reading, so that it may be a generator."""
+    """What a function gives is kept where it can be read many times; a generator is asked for anew each time."""
     found = find(reference, error=CalibrationError)
     data = found if isinstance(found, Dataset) else call(found, reference, error=CalibrationError)
     if isinstance(data, Dataset):
@@ -130,10 +130,12 @@ def _of_callable(reference: str, wanted: int | None) -> Batches:
         raise CalibrationError(f"{reference} can be read only once. Name a function that returns it anew")
     several = isinstance(data, Sized) and not isinstance(data, (Tensor, np.ndarray))
     known = len(data) if several else None
-    first = [data]  # what was made to look at is what the first reading reads
+    made = [data]
 
     def read() -> Iterator[Any]:
-        now = first.pop() if first else call(found, reference, error=CalibrationError)
+        now = made[0] if made else call(found, reference, error=CalibrationError)
+        if isinstance(now, Iterator):
+            made.clear()
         for item in _guarded([now] if isinstance(now, (Tensor, np.ndarray)) else now, reference, wanted):
             if wanted is not None and item.inputs and item.size:
                 ceiling = ceil(wanted / item.size)

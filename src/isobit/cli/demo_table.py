@@ -30,10 +30,10 @@ def table(result: DemoResult) -> Table:
     """Rows: target and bits. Accuracies in percent of the test digits."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("target", style="bold", no_wrap=True)
-    for name in ("bits", "float", "simu-\nlation", "integer\nreference", "engine"):
+    for name in ("bits", "float", "simu-\nlated", "integer\nref.", "engine"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("verdict", no_wrap=True)
-    for name in ("file\nsize", "speed-\nup"):
+    for name in ("file\nsize", "speed"):
         shown.add_column(name, justify="right", no_wrap=True)
     baseline = result.float_accuracy
     for run in result.runs:
@@ -56,8 +56,8 @@ def notes(result: DemoResult) -> Iterator[str]:
     size = numbers.short(result.float_bytes, base_unit="B")
     yield f"Accuracy in percent of {total} test digits; one digit is {100 / total:.2f}."
     yield (
-        f"The float file has {size}; speed-up is over it on the same engine, {timed.threads} thread, batch "
-        f"{timed.batch}. So small a network gains little: most of its time is spent between the layers."
+        f"The float file has {size}; speed is relative to it on the same engine, {timed.threads} thread, batch "
+        f"{timed.batch}. The times of so small a network vary from run to run."
     )
     causes: dict[str, list[str]] = {}
     for run in runs:

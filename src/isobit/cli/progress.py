@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from isobit.report.numbers import duration
@@ -34,7 +34,7 @@ def watching(console: Console) -> Iterator[Watch]:
     """Show progress until the block ends, in the form that fits where stderr goes."""
     if console.is_terminal:
         bar = BarColumn(bar_width=24)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), bar, Remaining(), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), bar, Remaining())
         with Progress(*columns, console=console, transient=True) as progress:
             yield Bar(progress)
     else:
@@ -44,17 +44,22 @@ def watching(console: Console) -> Iterator[Watch]:
 
 
 class Remaining(TextColumn):
-    """`12/64, 8 s left`; nothing where the number of steps is not known."""
+    """`12/64, 8 s left`; the time so far where that cannot be said."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Task) -> Text:
         """See rich.progress.ProgressColumn."""
+        done, left, so_far = int(task.completed), task.time_remaining, task.elapsed or 0.0
         if task.total is None:
-            return Text(f"{int(task.completed)}" if task.completed else "")
-        left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
-        return Text(f"{int(task.completed)}/{int(task.total)}{left}")
+            steps = f"{done}, " if done else ""
+            return Text(f"{steps}{so_far:.0f} s")
+        return Text(f"{done}/{task.total:.0f}, " + (f"{so_far:.0f} s" if left is None else f"{_rounded(left)} left"))
+
+
+def _rounded(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
 
 
 @final
@@ -127,6 +132,6 @@ class Lines:
     def _line(self, seconds: float) -> str:
         if not self._done or not self._total:
             steps = f" {self._done}" if self._done else ""
-            return f"{self._what}{steps}, {duration(seconds)} so far"
+            return f"{self._what}{steps}, {_rounded(seconds)} so far"
         left = seconds / self._done * (self._total - self._done)
-        return f"{self._what} {self._done}/{self._total}, {duration(left)} left"
+        return f"{self._what} {self._done}/{self._total}, {_rounded(left)} left"

@@ -165,6 +165,7 @@ def _place(output: Path | None) -> Iterator[Path]:
 def table(result: Quantized) -> Table:
     """The result as names and values."""
     found = result.certificate
+    own = [("", "which it was calibrated on: give --eval-data to measure on other samples")]
     verdict = verdict_text(found.verdict, found.cause) if found else f"not verified: {result.not_verified}"
     return facts(
         [
@@ -173,6 +174,7 @@ def table(result: Quantized) -> Table:
             ("verdict", verdict),
             *rows.certificate(found),
             *rows.accuracies(result.accuracy, result.evaluation),
+            *(own if result.evaluation == result.calibration and result.accuracy else []),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
