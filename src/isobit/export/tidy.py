@@ -12,6 +12,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
     """Apply all clean-ups in place. `layers` are the names under which the user knows the layers."""
     merge_pads(model.graph)
+    clip_before_reshape(model.graph)
     name_nodes(model.graph, layers)
     forget_tracing(model)
 
@@ -71,6 +72,28 @@ def merge_pads(graph: ir.Graph) -> int:
         conv.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, extra, strict=True)])
         conv.replace_input_with(0, pad.inputs[0])
         graph.remove(pad, safe=True)
+        count += 1
+    return count
+
+
+def clip_before_reshape(graph: ir.Graph) -> int:
+    """Let Gemm → Reshape → Relu be Gemm → Relu → Reshape, where an engine fuses the Relu; returns how many."""
+    count = 0
+    for reshape in [n for n in graph if n.op_type == "Reshape"]:
+        source, shaped = reshape.inputs[0], reshape.outputs[0]
+        uses = list(shaped.uses())
+        if source is None or len(uses) != 1 or shaped.is_graph_output() or uses[0].node.op_type not in ("Relu", "Clip"):
+            continue
+        producer, clip = source.producer(), uses[0].node
+        clipped = clip.outputs[0]
+        if producer is None or producer.op_type != "Gemm" or clipped.is_graph_output():
+            continue
+        clipped.replace_all_uses_with(shaped)
+        clip.replace_input_with(0, source)
+        reshape.replace_input_with(0, clipped)
+        clipped.shape = source.shape
+        graph.remove(clip)
+        graph.insert_before(reshape, clip)
         count += 1
     return count
 

@@ -207,7 +207,7 @@ class DeployedLinear(nn.Module):
         while a MatMul of three leaves its bias and its result in float."""
         flat = x if x.dim() == 2 else x.flatten(0, -2)
         y = F.linear(flat, self.integer.weight(), self.integer.bias())
-        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
+        return y if x.dim() == 2 else y.reshape((*x.shape[:-1], y.shape[-1]))
 
 
 @final
