@@ -20,6 +20,7 @@ def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
 def name_nodes(graph: ir.Graph, layers: Collection[str]) -> None:
     """Name each computing node by its layer: "layer1.0.conv1", or "layer1.0.add" for a function of that block."""
     taken: dict[str, int] = {}
+    weighted = {_path(node) for node in graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
     for node in graph:
         scopes = node.metadata_props.get(_SCOPES)
         if scopes is None:
@@ -27,10 +28,16 @@ def name_nodes(graph: ir.Graph, layers: Collection[str]) -> None:
         path, operation = _scope(ast.literal_eval(scopes))
         function = re.sub(r"_\d+$", "", operation)
         name = path if path in layers else f"{path}.{function}".lstrip(".")
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        beside = path in weighted and node.op_type in ("Reshape", "Transpose", "Add")
+        if beside or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             name = f"{path}.{node.op_type}".lstrip(".")
         taken[name] = taken.get(name, 0) + 1
         node.name = name if taken[name] == 1 else f"{name}:{taken[name]}"
+
+
+def _path(node: ir.Node) -> str | None:
+    scopes = node.metadata_props.get(_SCOPES)
+    return None if scopes is None else _scope(ast.literal_eval(scopes))[0]
 
 
 def forget_tracing(model: ir.Model) -> None:
