@@ -101,7 +101,7 @@ def write_float(network: str, images: Tensor, folder: Path) -> Path:
 def write_ours(network: str, images: Tensor, target: str, folder: Path) -> Path:
     """Our file, from the same weights and images."""
     torch.manual_seed(0)
-    model = isobit.quantize(MODELS[network]().eval(), list(images.split(4)), target=target)
+    model = isobit.quantize(MODELS[network]().eval(), list(torch.split(images, 4)), target=target)
     return Path(isobit.export(model, folder / f"{network}.{target}.onnx").path)
 
 
@@ -166,7 +166,7 @@ def rows(network: str, batch: int, times: list[dict[tuple[str, str], float]]) ->
     """One record for each tool and precision: speed against both floats, and ours against the best rival."""
     tools = [key for key in times[0] if key[0] != "float"]
     floats = [key for key in times[0] if key[0] == "float"]
-    found = []
+    found: list[dict[str, Any]] = []
     for tool, hint in tools:
         speed = {f: ratio(times, ("float", f), (tool, hint)) for _, f in floats}
         found.append({"network": network, "batch": batch, "tool": tool, "hint": hint, "speed": speed})

@@ -1,0 +1,177 @@
+"""What post-training quantization costs: time and peak memory, ours beside ONNX Runtime's quantizer and NNCF.
+
+    python tools/bench_ptq.py [--networks resnet50 mobilenet_v2] [--only NAME ...] [--rival-python PATH]
+
+Each tool quantizes the same random-weight network from the same 64 images of 224 x 224, in a fresh process on one
+core, the tools in turns; a number is the median over the repetitions. Wall and CPU seconds count neither imports nor
+the reading of network and images; the whole process is given beside them. Peak memory is the whole process's. Rivals
+start from the float ONNX file, isobit from the PyTorch network; `with export` adds the writing of the file, which
+the rivals do in the same step. PATH is a Python with nncf, openvino and onnxruntime. Exit code 1: isobit with min-max
+ranges took longer than the fastest rival, or isobit more memory than the leanest rival with percentiles or entropy.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rivals import memory, pin
+
+OURS = {
+    "isobit min_max": None,
+    "isobit percentile": "percentile",
+    "isobit kl_divergence": "kl_divergence",
+    "isobit mse": "mse",
+}
+RIVALS = ("ort-minmax", "ort-percentile", "ort-entropy", "nncf-onnx", "nncf-openvino")
+TARGET = "onnxruntime-x86"
+KEYS = ("wall", "with_export", "cpu", "cpu_with_export", "peak_mb", "before_mb", "process_wall", "process_cpu")
+
+
+def work(options: argparse.Namespace) -> dict[str, float]:
+    """Quantize and export in this process, which does nothing else, and measure it."""
+    started = time.perf_counter()
+    pin(options.core)
+    import numpy as np
+    import torch
+    import torch._dynamo
+    import torch.onnx
+
+    import isobit
+    from isobit.benchmark.models import MODELS
+    from isobit.recipes import workflow  # noqa: F401  what isobit.quantize imports when it is first asked for
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = MODELS[options.networks[0]]().eval()
+    images = torch.from_numpy(np.load(options.images, allow_pickle=False)[: options.limit])
+    observer = OURS[options.worker]
+    settings: dict[str, Any] = {} if observer is None else {"activation_observer": observer}
+    before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
+    model = isobit.quantize(net, list(torch.split(images, options.batch)), target=TARGET, **settings)
+    found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "quantize_peak_mb": memory("VmHWM")}
+    isobit.export(model, options.out)
+    return found | {
+        "with_export": time.perf_counter() - wall,
+        "cpu_with_export": time.process_time() - cpu,
+        "peak_mb": memory("VmHWM"),
+        "before_mb": before,
+        "process_wall": time.perf_counter() - started,
+        "process_cpu": time.process_time(),
+    }
+
+
+def prepare_inputs(network: str, shape: Sequence[int], images: int, folder: Path) -> Path:
+    """The random images and the float ONNX file, written once, in a process of their own."""
+    code = (
+        "import sys, torch, numpy as np; from pathlib import Path; from bench_latency import write_float\n"
+        f"x = torch.randn({images}, *{list(shape)}, generator=torch.Generator().manual_seed(0))\n"
+        f"folder = Path(sys.argv[1]); np.save(folder / 'images.npy', x.numpy()); write_float('{network}', x, folder)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment)
+    return folder / f"{network}.onnx"
+
+
+def one_run(tool: str, network: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """A fresh process for one tool; its last line is JSON."""
+    out = folder / ("out.xml" if tool == "nncf-openvino" else "out.onnx")
+    shared = ["--limit", options.limit, "--core", options.core]
+    if tool in OURS:
+        batch = ["--batch", options.batch, "--images", folder / "images.npy", "--out", out]
+        command = [sys.executable, __file__, "--worker", tool, "--networks", network, *batch, *shared]
+    else:
+        script = Path(__file__).with_name("rivals.py")
+        python = options.rival_python or sys.executable
+        command = [python, script, tool, model, folder / "images.npy", out, "--batch", options.rival_batch, *shared]
+    started = time.perf_counter()
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tool} failed on {network}:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    # A rival writes its file in the step that is measured.
+    found.setdefault("with_export", found["wall"])
+    found.setdefault("cpu_with_export", found["cpu"])
+    return found | {"process_wall": time.perf_counter() - started}
+
+
+def measure(network: str, tools: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians of interleaved repetitions, one record for each tool."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = prepare_inputs(network, options.shape, options.limit, folder)
+        runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
+        for _ in range(options.repeat):
+            for tool in tools:
+                runs[tool].append(one_run(tool, network, model, folder, options))
+    return [
+        {"network": network, "tool": tool} | {key: median(run[key] for run in found) for key in KEYS}
+        for tool, found in runs.items()
+    ]
+
+
+def missed_bars(records: list[dict[str, Any]]) -> list[str]:
+    """Time against the fastest rival, memory against the leanest that keeps histograms, on each network."""
+    missed = []
+    for network in dict.fromkeys(r["network"] for r in records):
+        rows = {r["tool"]: r for r in records if r["network"] == network}
+        rivals = [r for tool, r in rows.items() if tool in RIVALS]
+        lean = [rows[t]["peak_mb"] for t in ("ort-percentile", "ort-entropy") if t in rows]
+        ours = rows.get("isobit min_max")
+        if ours and rivals and ours["wall"] > (best := min(rivals, key=lambda r: r["wall"]))["wall"]:
+            missed.append(f"{network}: {ours['wall']:.1f} s, {best['tool']} {best['wall']:.1f} s")
+        for tool in OURS:
+            if tool in rows and lean and rows[tool]["peak_mb"] > min(lean):
+                missed.append(f"{network}: {tool} {rows[tool]['peak_mb']:.0f} MB, a rival {min(lean):.0f} MB")
+    return missed
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet50", "mobilenet_v2"])
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *RIVALS], help="these tools alone")
+    parser.add_argument("--limit", type=int, default=64, help="images to calibrate on")
+    parser.add_argument("--shape", nargs=3, type=int, default=[3, 224, 224])
+    parser.add_argument("--batch", type=int, default=4, help="images at a time in isobit")
+    parser.add_argument("--rival-batch", type=int, default=1, help="images at a time in the rivals: their default")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--rival-python", type=Path, help="a Python with nncf, openvino and onnxruntime")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", choices=OURS, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        print(json.dumps(work(options)))
+        return 0
+    from bench_output import Table, finish
+
+    tools = options.only or [*OURS, *RIVALS]
+    left_out = [] if options.rival_python else [t for t in tools if t.startswith("nncf")]
+    tools = [t for t in tools if t not in left_out]
+    records = [r for network in options.networks for r in measure(network, tools, options)]
+    columns = ("network", "tool", "wall s", "with export", "CPU s", "with export", "peak MB", "before", "process s")
+    keys = ("wall", "with_export", "cpu", "cpu_with_export", "peak_mb", "before_mb", "process_wall")
+    rows = tuple(
+        (r["network"], r["tool"], *(f"{r[k]:.0f}" if k.endswith("mb") else f"{r[k]:.1f}" for k in keys))
+        for r in records
+    )
+    notes = (
+        f"{options.limit} images of {' x '.join(map(str, options.shape))}, median of {options.repeat} runs in turns, "
+        "each in a fresh process on one core.",
+        *(f"{tool} was left out: no --rival-python." for tool in left_out),
+    )
+    table = Table(title="Cost of post-training quantization", columns=columns, rows=rows, notes=notes)
+    return finish([table], json_file=options.json, records=records, failed=missed_bars(records))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
