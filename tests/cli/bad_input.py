@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from typer.testing import CliRunner, Result
 
-from isobit.cli import app
+from isobit.cli.app import app
 from isobit.engines import OnnxRuntime, OpenVino
 
 Patch = Callable[[], AbstractContextManager[object]]

@@ -28,7 +28,7 @@ Q = "quantize nets.py:net -d data.py:good -t onnxruntime-x86 -o out.onnx"
 
 def test_help_is_quick_and_complete() -> None:
     """No command's import may pull torch in: it takes seconds."""
-    script = "import sys; from isobit.cli import app; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    script = "import sys; from isobit.cli.app import app; print('torch' in sys.modules, 'onnx' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).split() == ["False", "False"]
     for command in ("quantize", "verify", "analyze", "targets", "demo"):
         text = invoke(f"{command} --help").stdout

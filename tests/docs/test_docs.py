@@ -129,7 +129,7 @@ def test_adding_a_pass() -> None:
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", *(f"docs/adding/{a}.md" for a in ADDING)])
 def test_commands_on_a_page_exist(page: str) -> None:
     """Each line that starts with isobit or make names a command or target, and options, that exist."""
-    from isobit.cli import app
+    from isobit.cli.app import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)

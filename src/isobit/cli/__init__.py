@@ -1,55 +1,17 @@
 """The command line. One file per command: it parses, calls, prints; what a command needs is imported when it runs."""
 
 import sys
-from typing import Annotated
 
-import typer
-
-from isobit.cli import analyze, demo, quantize, targets, verify
-from isobit.cli.group import Commands
-
-app = typer.Typer(
-    name="isobit",
-    cls=Commands,
-    help="Quantize PyTorch networks for a named target, export them, run them on the real engine, and prove that both "
-    "agree integer by integer.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(epilog=quantize.EPILOG)(quantize.quantize)
-app.command(epilog=verify.EPILOG)(verify.verify)
-app.command(epilog=analyze.EPILOG)(analyze.analyze)
-app.command(epilog=demo.EPILOG)(demo.demo)
-app.command(epilog=targets.EPILOG)(targets.targets)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"isobit {version('isobit')}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def start(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; also ISOBIT_DEBUG=1.")
-    ] = False,
-) -> None:
-    """Print the help where no command is given."""
-    del version, debug
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
     """Run the command line: the entry point `isobit`."""
+    try:
+        from isobit.cli.app import app  # here, because Ctrl-C may come while it is imported
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without × or → shows ? there
     app(prog_name="isobit")

@@ -10,10 +10,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from isobit.cli import INTERRUPTED
 from isobit.cli.output import print_error
 from isobit.core.errors import IsobitError
 
-INTERRUPTED = 130
 FAULT = 70
 """Exit code of an error that isobit did not foresee (EX_SOFTWARE of sysexits.h)."""
 

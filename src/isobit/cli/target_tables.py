@@ -1,6 +1,7 @@
 """Targets as tables: the overview, and one in full."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from rich import box
@@ -37,8 +38,8 @@ def details(p: Profile) -> Table:
             ("first, last layer", "as all others" if p.edge_bits is None else f"at least {p.edge_bits} bits"),
             ("batch norm", "folded into the layer before" if p.fold_bn else "kept as an op of its own"),
             *_placement(p.placement),
-            ("fused", [f"{a} + {b}" for a, b in sorted(p.fusions)]),
-            ("arithmetic", str(p.arithmetic)),
+            ("fused", _fusions(p)),
+            ("arithmetic", [f"{f.name}: {_word(getattr(p.arithmetic, f.name))}" for f in fields(p.arithmetic)]),
             ("verified on", [_engine(e) for e in p.engines]),
         ]
     )
@@ -79,6 +80,19 @@ def _placement(p: Placement) -> list[tuple[str, str]]:
         ("conv before add", "not rounded in between" if p.conv_feeds_add else "rounded in between"),
         ("network's output", "quantized" if p.network_output else "float"),
     ]
+
+
+def _fusions(p: Profile) -> list[str]:
+    """`conv + batch_norm, relu`: an op, and what may follow it without a rounding in between."""
+    after: dict[str, list[str]] = {}
+    for op, follower in sorted(p.fusions):
+        after.setdefault(op, []).append(follower)
+    return [f"{op} + {', '.join(followers)}" for op, followers in after.items()]
+
+
+def _word(value: object) -> str:
+    """A rule by its name and settings, `FloatMultiplier`; a number as it is."""
+    return str(value).removesuffix("()")
 
 
 def _engine(name: str) -> str:
