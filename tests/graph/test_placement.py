@@ -1,0 +1,150 @@
+"""Placement on networks small enough to say by hand what belongs where."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isobit.core.errors import UnknownNameError, UnsupportedError
+from isobit.graph.capture import capture
+from isobit.graph.placement import Plan, place
+from isobit.graph.rules import Rules
+from isobit.targets import TARGETS
+from zoo import small_networks
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def plan(net: nn.Module, target: str, rules: Rules | None = None, x: Tensor = IMAGE, **bits: int) -> Plan:
+    return place(capture(net.eval(), x, check=False), TARGETS[target].with_bits(**bits), rules)
+
+
+def points(found: Plan) -> list[str]:
+    return [p.name for p in found.activations]
+
+
+class Block(nn.Module):
+    """A residual block with a projected shortcut, which is computed first or last and added left or right."""
+
+    def __init__(self, *, first: bool = False, left: bool = False, identity: bool = False) -> None:
+        super().__init__()
+        self.first, self.left, self.identity = first, left, identity
+        self.stem, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.conv, self.shortcut = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.act, self.last = nn.ReLU(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        short = self.shortcut(x) if self.first else None
+        y = self.conv(x)
+        short = x if self.identity else self.shortcut(x) if short is None else short
+        return self.last(self.act(short + y if self.left else y + short))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_three_graphs(first: bool) -> None:
+    """MQBench figure 4, whichever branch is computed first."""
+    expected = {
+        "ascend": {"x", "relu", "act"},
+        "tensorrt": {"x", "relu", "shortcut", "act"},
+        "snpe": {"x", "relu", "conv", "shortcut", "act"},
+        "onnxruntime-x86": {"x", "relu", "conv", "shortcut", "act", "last"},
+    }
+    for target, names in expected.items():
+        assert set(points(plan(Block(first=first), target))) == names, target
+
+
+def test_the_fused_operand_of_an_add() -> None:
+    assert "conv" not in points(plan(Block(identity=True), "tensorrt"))
+    assert "conv" not in points(plan(Block(identity=True, left=True), "tensorrt"))  # the only candidate
+    assert {"conv", "shortcut"} & set(points(plan(Block(left=True), "tensorrt"))) == {"conv"}
+
+
+def test_a_residual_stays_in_float_in_graph_1() -> None:
+    found = plan(Block(identity=True), "ascend")
+    assert ("relu", "add") in found.reads_float
+    assert [(f.name, f.op) for f in found.float_ops] == [("add", "add"), ("act", "relu")]
+    assert found.float_ops[0].reason == "ascend quantizes no add"
+
+
+def test_ops_that_move_integers_share_one_scale() -> None:
+    found = plan(small_networks()["concat"][0], "snpe")
+    (shared,) = (p for p in found.activations if len(p.tensors) > 1 and "cat" in p.tensors)
+    assert len(shared.tensors) == 3  # both branches and their concatenation
+    assert [p.tensors for p in found.activations if "pool" in p.tensors] == [("relu", "pool")]
+
+
+class Chain(nn.Module):
+    """Three layers, the same tensor read by two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.d(torch.sigmoid(self.b(y)) + self.c(y))
+
+
+def test_widths() -> None:
+    x = torch.randn(2, 4)
+    found = plan(Chain(), "snpe", Rules(bits={"b": 2, "c": (3, 6)}), x, weight=4, activation=5)
+    assert {w.name: w.scheme.bits for w in found.weights} == {"a": 8, "b": 2, "c": 3, "d": 8}
+    bits = {p.name: p.scheme.bits for p in found.activations}
+    assert (bits["x"], bits["a"], bits["add"]) == (8, 6, 8)  # the wider of two readers; the edges
+    assert bits["sigmoid"] == 5
+
+
+def test_kept_in_float() -> None:
+    found = plan(Chain(), "snpe", Rules(keep_float=("b",)), torch.randn(2, 4))
+    assert [w.name for w in found.weights] == ["a", "c", "d"]
+    assert {f.name: f.reason for f in found.float_ops}["b"] == "kept in float by the rule 'b'"
+    with pytest.raises(UnknownNameError, match="unknown layer 'bb'"):
+        plan(Chain(), "snpe", Rules(keep_float=("bb",)), torch.randn(2, 4))
+
+
+def test_forced_but_impossible() -> None:
+    with pytest.raises(
+        UnsupportedError, match="'sigmoid' demands that sigmoid is quantized, but snpe has no integer s"
+    ):
+        plan(Chain(), "snpe", Rules(quantize=("sigmoid",)), torch.randn(2, 4))
+    up = nn.Sequential(nn.Conv1d(4, 4, 1), nn.ConvTranspose1d(4, 4, 2))
+    x = torch.randn(2, 4, 6)
+    with pytest.raises(UnsupportedError, match="isobit quantizes no ConvTranspose1d"):
+        plan(up, "snpe", Rules(quantize=("1",)), x)
+    (stays,) = plan(up, "snpe", x=x).float_ops
+    assert (stays.name, stays.reason) == ("1", "isobit quantizes no ConvTranspose1d")
+    assert [w.name for w in plan(up, "snpe", Rules(quantize=("0",)), x).weights] == ["0"]
+
+
+def test_nothing_to_quantize() -> None:
+    with pytest.raises(UnsupportedError, match="snpe can quantize no op of this network"):
+        plan(nn.Sequential(nn.Sigmoid(), nn.Tanh()), "snpe")
+
+
+def test_channels_of_a_transposed_convolution_are_its_second_axis() -> None:
+    found = plan(nn.Sequential(nn.ConvTranspose2d(3, 5, 2), nn.ReLU(), nn.Conv2d(5, 2, 1)), "tensorrt")
+    assert [w.scheme.granularity.axis for w in found.weights] == [1, 0]  # type: ignore[union-attr]
+
+
+def test_a_functional_batch_norm_does_not_disturb() -> None:
+    net, inputs = small_networks()["functional"]
+    found = place(capture(net, inputs), TARGETS["tensorrt"])
+    assert {"conv", "batch_norm"}.isdisjoint(points(found))  # fused up to the ReLU, as for a module
+    assert "relu" in points(found)
+    assert {w.name for w in found.weights} == {"conv", "classes_linear"}
+
+
+def test_each_quantizer_has_a_line() -> None:
+    found = plan(Block(), "academic")
+    assert found.nodes()[0] == "activation x: s8 or u8 symmetric per-tensor"
+    assert "weight conv: s8 symmetric per-tensor" in found.nodes()
+    shared = plan(small_networks()["concat"][0], "snpe").nodes()
+    assert any(line.endswith("(shared by 3 tensors)") for line in shared)
+
+
+def test_a_profile_without_edges() -> None:
+    profile = replace(TARGETS["snpe"].with_bits(weight=4), edge_bits=None)
+    found = place(capture(Chain().eval(), torch.randn(2, 4)), profile)
+    assert {w.scheme.bits for w in found.weights} == {4}
