@@ -26,7 +26,7 @@ def decode_rgb(content: bytes, *, name: str) -> Any:
     try:
         return image.open(io.BytesIO(content)).convert("RGB")
     except image.UnidentifiedImageError as error:
-        raise CalibrationError(f"{name} cannot be decoded: not an image of a known format. Repair or remove it") from error
+        raise CalibrationError(f"{name} cannot be decoded: no image of a known format. Repair or remove it") from error
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise CalibrationError(f"{name} cannot be decoded: {error}. Repair or remove it") from error
 
