@@ -184,7 +184,7 @@ def text_of(path: Path) -> list[str]:
         made[t.name] = f"{onnx.TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}"
     lines = [f"input {v.name}" for v in graph.input]
     for number, node in enumerate(graph.node, start=len(lines) + 1):
-        attributes = "".join(f" {a.name}={onnx.helper.get_attribute_value(a)}" for a in node.attribute)
+        attributes = "".join(sorted(f" {a.name}={onnx.helper.get_attribute_value(a)}" for a in node.attribute))
         lines.append(f"{node.op_type} {node.name}{attributes}: " + ", ".join(made.get(i, "-") for i in node.input))
         made |= dict.fromkeys(node.output, f"@{number}")
     return [*lines, *(f"output {made[v.name]}" for v in graph.output)]
