@@ -83,7 +83,7 @@ def test_the_network_stays_and_the_result_knows_its_recipe() -> None:
     }  # fmt: skip
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert not any("slot" in name for name, _ in net.named_modules())
-    assert example_of(model)[0].shape == (2, 3, 6, 6)
+    assert example_of(model)[0].shape == (1, 3, 6, 6)
 
 
 def test_prepare_gives_a_module_to_train() -> None:

@@ -16,8 +16,9 @@ from isobit.graph.source import line_of_error, line_of_node
 TRACED = 13
 """Samples of the traced batch: prime and rare, so that this number in the graph is a batch size written into it."""
 
-CHECKED = 3
-"""Samples of the check: another number than is traced, and few, because they run in full."""
+CHECKED = 2
+"""Samples of the check: another number than is traced, and few, because they run in full. One more where the
+example has just as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,8 @@ class Reference:
     def of(cls, root: nn.Module, samples: Samples, *, dynamic: bool) -> "Reference":
         """Run `root`; raises CaptureError where the example does not fit, or only its own batch size does."""
         first: Exception | None = None
-        for size in (CHECKED, 2 * samples.batch) if dynamic else ():
+        other = CHECKED if samples.batch != CHECKED else CHECKED + 1
+        for size in (other, 2 * samples.batch) if dynamic else ():
             chosen = samples.of(size)
             try:
                 out = run(root, chosen)

@@ -60,7 +60,7 @@ def quantize_with(net: nn.Module, data: Data, recipe: Recipe, *, progress: Progr
     """`quantize` with a recipe."""
     settings, profile = recipe.post_training(), recipe.profile()
     first, data = _peek(data)
-    example = tuple(x[:2] for x in first.inputs)
+    example = tuple(x[:1] for x in first.inputs)
     model = settings.apply(net, example, data, profile, progress=progress)
     model.meta["example"], model.meta["recipe"] = example, encode(recipe)
     return model
@@ -73,7 +73,7 @@ def prepare(
     settings_now = recipe(target=target, bits=bits, **settings)
     inputs = example if isinstance(example, tuple) else (example,)
     model = prepare_with(net, inputs, settings_now.profile(), settings_now.preparing())
-    model.meta["example"], model.meta["recipe"] = tuple(x[:2] for x in inputs), encode(settings_now)
+    model.meta["example"], model.meta["recipe"] = tuple(x[:1] for x in inputs), encode(settings_now)
     return model
 
 
