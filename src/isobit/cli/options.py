@@ -172,3 +172,11 @@ Report = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; also ISOBIT_DEBUG=1.")]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept if not given."),
+]
+Verify = Annotated[
+    bool | None,
+    typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),
+]

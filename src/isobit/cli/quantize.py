@@ -1,8 +1,5 @@
 """`isobit quantize`: quantize, export, verify; one table."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from isobit.cli import options as o
@@ -25,10 +22,7 @@ def quantize(
     model: o.Model,
     data: o.CalibrationData,
     target: o.TargetName = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept if not given."),
-    ] = None,
+    output: o.OutputFile = None,
     weights: o.Weights = None,
     bits: o.Bits = None,
     weight_bits: o.WeightBits = None,
@@ -47,10 +41,7 @@ def quantize(
     resize: o.Resize = None,
     crop: o.Crop = None,
     normalize: o.Normalize = None,
-    verify: Annotated[
-        bool | None,
-        typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),
-    ] = None,
+    verify: o.Verify = None,
     engine: o.EngineName = None,
     require: o.Require = "bounded",
     report: o.Report = None,
@@ -81,9 +72,6 @@ def quantize(
     )  # fmt: skip
     with working(debug=debug) as watch:
         result = quantizing.run(job, watch)
-    if json:
-        print_json(quantizing.as_json(result))
-    else:
-        show(quantizing.table(result))
+    print_json(quantizing.as_json(result)) if json else show(quantizing.table(result))
     if result.certificate is not None:
         raise typer.Exit(exit_code(result.certificate.verdict, require))
