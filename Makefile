@@ -5,11 +5,15 @@
 # TORCH   what pip installs as PyTorch, before anything else: without a version pip may choose a build with gigabytes
 #         of CUDA. On a machine without a GPU, the smallest download is
 #         make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# WORKERS how many tests run at once
+#
+# ISOBIT_DATA, or ../shared/data, is a folder of data sets and weights; tests that need it are skipped without it.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+DATA := $(or $(ISOBIT_DATA),../shared/data)
 BIN := $(VENV)/bin
 
 # One thread for each test process: more only wait for each other.
@@ -40,8 +44,12 @@ check: $(VENV)/.dev ## linters alone: ruff, mypy, the direction of imports, the 
 engines: $(VENV)/.dev ## which engines are installed here, and their versions
 	@$(BIN)/python tools/engines.py
 
-bench: $(VENV)/.dev ## the slow tests; OMP_NUM_THREADS=1, so that times compare
+bench: $(VENV)/.dev ## the slow tests, then what isobit costs and gains beside other tools (up to an hour)
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python tools/bench_ptq.py
+	$(BIN)/python tools/bench_latency.py
+	@if [ -d "$(DATA)" ]; then set -ex; $(BIN)/python tools/bench_targets.py; $(BIN)/python tools/bench_mobilenet.py; \
+	else echo "left out, no data at $(DATA) (set ISOBIT_DATA): tools/bench_targets.py, tools/bench_mobilenet.py"; fi
 
 docs: $(VENV)/.dev ## run the code of README and docs
 	$(BIN)/python -m pytest tests/docs
