@@ -271,7 +271,7 @@ def _verdict(runs: _Executions) -> tuple[Verdict, str]:
     if tally.first is None:
         if tally.step is None and tally.largest <= CLOSE * max(tally.scale, 1e-30):
             return "bounded", "all integers are equal; the last layer's result is float and rounds differently"
-        cause = f"ops that the file keeps in float: {', '.join(floats[:3])}" if floats else ""
+        cause = f"ops with float results, which no two programs round alike: {', '.join(floats[:3])}" if floats else ""
         cause = cause or f"{runs.engine.name} does not show its integers: the arithmetic of a fused op differs"
         return ("bounded" if tally.largest <= _limit(tally) else "broken"), cause
     rule = f"{tally.first.op} {tally.first.name} differs first, by {tally.first.largest:g} ({tally.first.rule})"
@@ -288,4 +288,4 @@ def _limit(tally: _Tally) -> float:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -65,11 +65,12 @@ class PostTraining:
         progress: Progress = silent,
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
-        torch.manual_seed(self.seed)
-        model = prepare(net, example, profile, self.preparing)
         observation = Observation(
             weight=self.weight_observer, activation=self.activation_observer, by_name=self.observers
         )
-        model.meta["samples"] = calibrate(model, data, observation, progress=progress)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+            torch.manual_seed(self.seed)
+            model = prepare(net, example, profile, self.preparing)
+            model.meta["samples"] = calibrate(model, data, observation, progress=progress)
         finish(model)
         return model

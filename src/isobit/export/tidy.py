@@ -14,6 +14,7 @@ def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
     merge_pads(model.graph)
     clip_before_reshape(model.graph)
     name_nodes(model.graph, layers)
+    name_batch(model.graph)
     forget_tracing(model)
 
 
@@ -38,6 +39,15 @@ def name_nodes(graph: ir.Graph, layers: Collection[str]) -> None:
 def _path(node: ir.Node) -> str | None:
     scopes = node.metadata_props.get(_SCOPES)
     return None if scopes is None else _scope(ast.literal_eval(scopes))[0]
+
+
+def name_batch(graph: ir.Graph) -> None:
+    """Call the dynamic first dimension of inputs and outputs "batch" in place of the tracer's symbol."""
+    first = [value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape)]
+    symbols = {str(size) for size in first if not isinstance(size, int)}
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None and len(value.shape) and str(value.shape[0]) in symbols:
+            value.shape = ir.Shape(["batch", *value.shape[1:]])
 
 
 def forget_tracing(model: ir.Model) -> None:
