@@ -70,7 +70,9 @@ def _rule(plan: Plan, node: Node, arithmetic: Arithmetic) -> str:
     step = next((s for s in plan.steps if s.node is node), None)
     if step is None or step.rule == "quantize":
         return "QuantizeLinear: rint(x / s) + z"
-    if step.rule in ("float", "to_float", "travel"):
+    if step.rule == "to_float":
+        return f"{node.op} with integers, rescaled in float32, then QuantizeLinear"
+    if step.rule in ("float", "travel"):
         return f"{node.op} in float32, then QuantizeLinear"
     return _integer_rule(step, arithmetic)
 
