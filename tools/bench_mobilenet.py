@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 import isobit
-from bench_output import Table, finish
+from bench_output import Table, finish, say
 from bench_targets import Subject, subject
 from isobit.analysis.accuracy import accuracy
 from isobit.analysis.layer_error import isolated, sensitivity
@@ -63,14 +63,17 @@ def rival_right(method: str, of: Subject, folder: Path) -> int:
     return right_in_engine(out, "onnxruntime", of.evaluation)
 
 
-def measure(of: Subject, target: str, folder: Path, *, samples: int) -> dict[str, Any]:
-    """One target: images right in simulation and in its first engine, and who is to blame where many are lost."""
+def measure(of: Subject, target: str, folder: Path, *, score: int, samples: int) -> dict[str, Any]:
+    """One target: images right in simulation and in its first engine, and who is to blame where many are lost.
+
+    `score` is what the float network gets right.
+    """
+    say(f"{of.name} for {target}")
     model = isobit.quantize(of.net, of.calibration.batched(10), target=target)
     path = Path(isobit.export(model, folder / f"{target}.onnx").path)
     engine = TARGETS[target].engines[0]
     in_engine = right_in_engine(path, engine, of.evaluation)
     simulated, total = accuracy(model, of.evaluation)
-    score, _ = accuracy(of.net, of.evaluation)
     layers = responsible(model, of.calibration, samples=samples) if in_engine < 0.9 * score and samples else []
     return {
         "target": target,
@@ -94,9 +97,9 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     of = subject(options.network, options.limit)
     with tempfile.TemporaryDirectory() as folder:
-        found = [measure(of, target, Path(folder), samples=options.samples) for target in options.targets]
+        score, total = accuracy(of.net, of.evaluation)
+        found = [measure(of, target, Path(folder), score=score, samples=options.samples) for target in options.targets]
         rivals = {title: rival_right(method, of, Path(folder)) for method, title in RIVALS.items()}
-    score, total = found[0]["float"], found[0]["total"]
     rows = [("float", "", str(score), "", "")]
     for r in found:
         layers = ", ".join(f"{name} {share:.0%}" for name, share in r["layers"])

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ def machine() -> str:
         f"{platform.machine()}, {instruction_set()}, {os.cpu_count()} cores, torch {torch.__version__}, "
         f"{', '.join(versions)}; load average {os.getloadavg()[0]:.1f}"
     )
+
+
+def say(what: str) -> None:
+    """What is being measured, for the person who waits."""
+    print(f"… {what}", file=sys.stderr, flush=True)
 
 
 def finish(tables: Sequence[Table], *, json_file: Path | None, records: Any, failed: Sequence[str] = ()) -> int:

@@ -82,6 +82,7 @@ def prepare_inputs(network: str, shape: Sequence[int], images: int, folder: Path
 
 def one_run(tool: str, network: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """A fresh process for one tool; its last line is JSON."""
+    print(f"… {tool} on {network}", file=sys.stderr, flush=True)
     out = folder / ("out.xml" if tool == "nncf-openvino" else "out.onnx")
     shared = ["--limit", options.limit, "--core", options.core]
     if tool in OURS:

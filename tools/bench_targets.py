@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import isobit
-from bench_output import Table, finish
+from bench_output import Table, finish, say
 from isobit.analysis.accuracy import accuracy
 from isobit.benchmark.data import Dataset, read_digits
 from isobit.benchmark.digits_training import train_digits
@@ -86,6 +86,7 @@ def _variant(image: Tensor, size: int, reach: int, generator: torch.Generator) -
 
 def certify(of: Subject, target: str, engines: list[Engine], folder: Path, *, samples: int = 0) -> list[Certificate]:
     """Quantize, export and verify on each engine; with `samples`, variants fill the evaluation images up."""
+    say(f"{of.name} for {target}")
     model = isobit.quantize(of.net, of.calibration.batched(32), target=target)
     path = Path(isobit.export(model, folder / f"{of.name}.{target}.onnx").path)
     data: list[tuple[Tensor, ...]] | Dataset = of.evaluation
