@@ -9,6 +9,9 @@ from pathlib import Path
 
 MAIN = "from isobit.cli import main; main()"
 
+TAKE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""A shell's background job, such as a run of the tests, starts its children with Ctrl-C ignored."""
+
 AT_SYNC = """
 import os, pathlib, time
 whole = os.fsync
@@ -41,7 +44,7 @@ def slow():
 def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
     """Run a script with the command line's arguments."""
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", TAKE_CTRL_C + script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
