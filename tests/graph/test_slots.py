@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from isobit.core.errors import CalibrationError, UnsupportedError
+from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
 from isobit.graph.slots import QUANTIZED_LAYERS, Slot, give_weight_slot, weight_slot
 from isobit.observers import MinMax
@@ -84,13 +85,19 @@ def test_bad_values_are_named_by_their_place(bad: Tensor) -> None:
 
 
 def test_a_gradient_passes_to_the_float_weight() -> None:
+    """Straight through, but for a weight at the very end of the range: as in LSQ, that counts as clipped."""
     layer = nn.Linear(4, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.7, -0.5, 0.1, 0.3], [-0.7, 0.0, 0.2, -0.1]]))
     give_weight_slot(layer, slot())
     found = weight_slot(layer)
     assert found is not None
-    found.observer, found.mode = MinMax().build(Scheme(bits=4)), "observe"
-    layer(torch.randn(1, 4))
-    found.calibrate()
+    found.quantizer.calibrate(QParams(torch.tensor(0.125), torch.tensor(0, dtype=torch.int32), Scheme(bits=4)))  # type: ignore[operator]
+    found.mode = "quantize"
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.875  # 7 steps: the highest level
     x = torch.randn(5, 4)
     layer(x).sum().backward()
-    assert torch.allclose(layer.weight.grad, x.sum(0).expand(2, 4))  # straight-through: nothing is clipped
+    expected = x.sum(0).repeat(2, 1)
+    expected[0, 0] = 0.0
+    torch.testing.assert_close(layer.weight.grad, expected)
