@@ -173,8 +173,9 @@ def random_inputs(path: Path, *, samples: int = 32, seed: int = 0) -> list[tuple
         reader = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == value.name), None)
         if reader is None:
             raise ArtifactError(f"no quantizer reads the input {value.name!r}, so its range is unknown: give data")
-        scale, zero_point = float(constants[reader.input[1]]), int(constants[reader.input[2]])
-        found.append((torch.rand([samples, *sizes[1:]], generator=generator) * 255 - zero_point) * scale)
+        scale, zero_point = float(constants[reader.input[1]]), constants[reader.input[2]]
+        lowest = int(np.iinfo(zero_point.dtype).min) - int(zero_point)
+        found.append((torch.rand([samples, *sizes[1:]], generator=generator) * 255 + lowest) * scale)
     return [(tuple(x[i : i + 8] for x in found),) for i in range(0, samples, 8)]
 
 
@@ -218,7 +219,7 @@ def simulated_integers(model: nn.Module, path: Path, batch: Batch) -> dict[str, 
 
     def keep(module: nn.Module, _: object, y: Tensor) -> None:
         assert isinstance(module, ActivationQuantizer)
-        found.append(((y / module.scale).round() + module.zero_point.to(y.dtype)).to(torch.uint8).numpy())
+        found.append(((y / module.scale).round() + module.zero_point.to(y.dtype)).to(module.zero_point.dtype).numpy())
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     try:

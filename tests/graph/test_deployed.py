@@ -17,13 +17,18 @@ SIGNS = {"signed": (True, True), "signed asymmetric": (True, False), "unsigned":
 
 @pytest.mark.parametrize(("sign", "bits"), list(product(SIGNS, [2, 3, 4, 7, 8])))
 @pytest.mark.parametrize("non_negative", [False, True])
-def test_the_stored_grid_holds_the_same_values(sign: str, bits: int, non_negative: bool) -> None:
+@pytest.mark.parametrize("signed_bytes", [False, True])
+def test_the_stored_grid_holds_the_same_values(sign: str, bits: int, non_negative: bool, signed_bytes: bool) -> None:
     signed, symmetric = SIGNS[sign]
     low = 0.0 if non_negative else -1.3
     grid = qparams_of_range(torch.tensor(low), torch.tensor(2.1), Scheme(bits=bits, signed=signed, symmetric=symmetric))
     x = torch.linspace(low, 3, 5001)
-    stored = store_activation(grid, non_negative=non_negative, name="x")
+    stored = store_activation(grid, non_negative=non_negative, name="x", signed_bytes=signed_bytes)
     assert torch.equal(ActivationQuantizer(stored)(x), grid.fake_quantize(x))
+    if signed and signed_bytes and not non_negative:
+        assert (stored.low, stored.high) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        assert (stored.zero_point.dtype, int(stored.zero_point)) == (torch.int8, int(grid.zero_point))
+        return
     assert stored.zero_point.dtype == torch.uint8
     assert 0 <= stored.low <= int(stored.zero_point) <= stored.high <= 255
     if non_negative:

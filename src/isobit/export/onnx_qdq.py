@@ -106,9 +106,10 @@ def to_onnx(model: fx.GraphModule, example: tuple[Tensor, ...]) -> ir.Model:
 
 def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
     q = op.QuantizeLinear(x, scale, zero_point)
-    if (low, high) != (0, 255):
+    if (low, high) not in ((0, 255), (-128, 127)):
         # On the integers: a float Clip in front would keep engines from fusing the QuantizeLinear.
-        q = op.Clip(q, op.Constant(value=_byte(low)), op.Constant(value=_byte(high)))
+        kind = np.int8 if low < 0 else np.uint8
+        q = op.Clip(q, op.Constant(value=_byte(low, kind)), op.Constant(value=_byte(high, kind)))
     return op.DequantizeLinear(q, scale, zero_point)
 
 
@@ -135,8 +136,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def _byte(value: int) -> Any:
-    return numpy_helper.from_array(np.array(value, dtype=np.uint8))
+def _byte(value: int, kind: type) -> Any:
+    return numpy_helper.from_array(np.array(value, dtype=kind))
 
 
 def _two_samples(x: Tensor) -> Tensor:

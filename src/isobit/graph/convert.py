@@ -22,12 +22,12 @@ KEEPS_SIGN = frozenset(
 
 
 def convert(model: fx.GraphModule) -> fx.GraphModule:
-    """A deployed copy in eval mode: int8 weights, int32 biases at s_x · s_w, activations on unsigned grids.
+    """A deployed copy in eval mode: int8 weights, int32 biases at s_x · s_w, activations on stored grids.
 
     The float value that it computes is that of the prepared model, but for the rounding of biases. Raises
     UnsupportedError, with the layer's name, for a grid that has no exported form.
     """
-    bias_bits = preparation(model).profile.bias_bits
+    profile = preparation(model).profile
     deployed = copy.deepcopy(model).eval()
     tensors = tensors_of(deployed)
     positive = _non_negative_slots(deployed, tensors)
@@ -36,11 +36,15 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
             continue
         module = deployed.get_submodule(str(node.target))
         if isinstance(module, Slot):
-            positive_here = str(node.target) in positive
-            quantizer = activation_quantizer(module.grid(), non_negative=positive_here, name=module.point)
+            quantizer = activation_quantizer(
+                module.grid(),
+                non_negative=str(node.target) in positive,
+                name=module.point,
+                signed_bytes=profile.signed_bytes,
+            )
             _replace(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
-            scale = _input_scale(deployed, tensors, node) if bias_bits else None
+            scale = _input_scale(deployed, tensors, node) if profile.bias_bits else None
             _replace(deployed, node, _deployed_layer(module, slot, scale))
     deployed.delete_all_unused_submodules()
     deployed.graph.lint()

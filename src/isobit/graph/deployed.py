@@ -22,7 +22,7 @@ from isobit.graph.integer_ops import (
 
 @dataclass(frozen=True, eq=False)
 class StoredGrid:
-    """A grid as a file holds it: unsigned bytes q in low..high stand for (q - zero_point) · scale."""
+    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
 
     scale: Tensor
     zero_point: Tensor
@@ -30,12 +30,13 @@ class StoredGrid:
     high: int
 
 
-def store_activation(grid: QParams, *, non_negative: bool, name: str) -> StoredGrid:
-    """The unsigned form of an activation's grid: the same values under shifted integers.
+def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_bytes: bool = False) -> StoredGrid:
+    """The form of an activation's grid in a file: the same values, perhaps under shifted integers.
 
-    A signed format moves up by 2^(bits-1), which every engine computes as fast as unsigned bytes, where signed
-    bytes fall back to float on some. Behind a ReLU (`non_negative`) the levels below zero are never used; they are
-    dropped, so that 0 is the lowest level and an engine sees that saturation is the ReLU.
+    A signed format moves up by 2^(bits-1) to unsigned bytes, since signed ones fall back to float on some engines;
+    with `signed_bytes` it stays, for engines that a zero point slows down. Behind a ReLU (`non_negative`) the levels
+    below zero are never used; they are dropped, so that 0 is the lowest level and an engine sees that saturation is
+    the ReLU.
     """
     if not isinstance(grid.scheme.granularity, PerTensor):
         raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
@@ -44,21 +45,25 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str) -> StoredG
         raise UnsupportedError(f"{name}: activations of {grid.scheme} have no exported form; use a uniform grid")
     zero = int(grid.zero_point)
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
+    stays_signed = grid.scheme.signed and signed_bytes and not non_negative
     base = zero if non_negative else low
     if grid.scheme.signed and not non_negative:
-        base = -(1 << (grid.scheme.bits - 1))
+        base = 0 if stays_signed else -(1 << (grid.scheme.bits - 1))
     return StoredGrid(
         scale=grid.scale.detach().clone().float(),
-        zero_point=torch.tensor(zero - base, dtype=torch.uint8),
-        low=max(low, base) - base,
+        zero_point=torch.tensor(zero - base, dtype=torch.int8 if stays_signed else torch.uint8),
+        low=(low if stays_signed else max(low, base)) - base,
         high=high - base,
     )
 
 
-def activation_quantizer(grid: QParams | DynamicRange, *, non_negative: bool, name: str) -> nn.Module:
+def activation_quantizer(
+    grid: QParams | DynamicRange, *, non_negative: bool, name: str, signed_bytes: bool = False
+) -> nn.Module:
     """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
     if isinstance(grid, QParams):
-        return ActivationQuantizer(store_activation(grid, non_negative=non_negative, name=name))
+        stored = store_activation(grid, non_negative=non_negative, name=name, signed_bytes=signed_bytes)
+        return ActivationQuantizer(stored)
     if grid.scheme != Scheme(signed=False, symmetric=False):
         raise UnsupportedError(
             f"{name}: a file holds dynamic ranges as unsigned asymmetric bytes with one scale, not as {grid.scheme}; "

@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin: u8 activations, s8 per-channel weights, the residual added inside the convolution."""
+"""OpenVINO's CPU plugin: no zero points, s8 per-channel weights, the residual added inside the convolution."""
 
 from isobit.core.arithmetic import FLOAT32
 from isobit.core.granularity import PerChannel
@@ -10,12 +10,13 @@ PROFILE = Profile(
     vendor="Intel OpenVINO, x86 CPU with VNNI or AMX",
     source=(
         "measured on OpenVINO 2026.4: a convolution fuses the add that follows and drops the rounding of a "
-        "quantizer between the two"
+        "quantizer between the two; a zero point costs time, and signed bytes do not (tools/bench_latency.py)"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
-    activation=Scheme(signed=False, symmetric=False),
+    activation=Scheme(adapt_sign=True),
     placement=GRAPH_2,
     fusions=FUSED_ACTIVATIONS,
+    signed_bytes=True,
     arithmetic=FLOAT32,
     engines=("openvino",),
 )

@@ -41,7 +41,8 @@ class Profile:
     """A target. `source` says where its settings come from; `engines` where its files can be verified here.
 
     `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the
-    width of the weight and input of the first and the last layer, None for no exception. `bias_bits` is the
+    width of the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that
+    a file for it holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the
     width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
     normalization into the convolution before anything is quantized.
     """
@@ -57,6 +58,7 @@ class Profile:
     engines: tuple[str, ...]
     bias_bits: int | None = 32
     edge_bits: int | None = 8
+    signed_bytes: bool = False
     fold_bn: bool = True
 
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
