@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import isobit
+from bench_networks import random_network
 from bench_output import Table, finish, say
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import EngineError
@@ -95,16 +96,14 @@ class CompiledModel:
 
 def write_float(network: str, images: Tensor, folder: Path) -> Path:
     """The float network as ONNX, batch norm folded and global pooling as one op: what every rival starts from."""
-    torch.manual_seed(0)
-    captured = capture(MODELS[network]().eval(), images[:2])
+    captured = capture(random_network(network), images[:2])
     UnifyGlobalPool().apply(captured)
     return export_float(captured, folder / f"{network}.onnx", example=(images[:2],))
 
 
 def write_ours(network: str, images: Tensor, target: str, folder: Path) -> Path:
     """Our file, from the same weights and images."""
-    torch.manual_seed(0)
-    model = isobit.quantize(MODELS[network]().eval(), list(torch.split(images, 4)), target=target)
+    model = isobit.quantize(random_network(network), list(torch.split(images, 4)), target=target)
     return Path(isobit.export(model, folder / f"{network}.{target}.onnx").path)
 
 

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import isobit
+from isobit.algorithms.calibration import in_place
 from isobit.core.errors import CalibrationError
+from isobit.graph.capture import capture
 
 
 def network() -> nn.Module:
@@ -75,3 +77,24 @@ def test_data_that_can_be_read_only_once_is_read_whole() -> None:
     again = isobit.quantize(network(), data(), target="tensorrt")
     x = torch.randn(3, 3, 8, 8)
     assert torch.equal(once(x), again(x))
+
+
+def test_activations_overwrite_only_what_a_layer_made_for_them() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.again = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+            self.first, self.second, self.third = nn.ReLU(), nn.ReLU6(), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(self.conv(self.third(x)))
+            return self.second(z := self.again(y)) + z
+
+    model = capture(Net(), torch.randn(2, 3, 6, 6))
+    x = torch.randn(2, 3, 6, 6)
+    kept, want = x.clone(), model(x)
+    with torch.no_grad(), in_place(model):
+        assert [m.inplace for m in (model.first, model.second, model.third)] == [True, False, False]
+        assert torch.equal(model(x), want)
+    assert torch.equal(x, kept)
+    assert not model.first.inplace
