@@ -3,9 +3,10 @@
     python tools/bench_latency.py [--networks resnet50 mobilenet_v2] [--batches 1 8] [--rival-python PATH]
 
 One random-weight network, one float ONNX file, one set of random images; each tool quantizes them, and all files are
-loaded in one process and timed in turns, one thread. A number is the median over the rounds of float time / int8
-time (higher is faster), with the lowest and the highest round. PATH is a Python with nncf, openvino and onnxruntime;
-without it NNCF is left out. Exit code 1: ours is slower than the best rival in three rounds of four.
+loaded in one process, twice each, and timed in turns, one thread; the faster load counts. A number is the median over
+the rounds of float time / int8 time (higher is faster), with the lowest and the highest round. PATH is a Python with
+nncf, openvino and onnxruntime; without it NNCF is left out. Exit code 1: ours is slower than the best rival in three
+rounds of four.
 """
 
 import argparse
@@ -42,6 +43,8 @@ RIVALS = {
     "openvino": ("ort-minmax", "nncf-onnx", "nncf-openvino"),
 }
 HINTS = ("f32", "bf16")
+LOADS = 2
+"""Sessions of each file: where its memory lies makes one up to 7 % slower than another of the same file."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -137,26 +140,29 @@ def candidates(
     for hint in HINTS if engine == "openvino" else HINTS[:1]:
         for tool, path in files.items():
             try:
-                session = load(engine, path, hint, threads)
-                session.run([x])
+                sessions = [load(engine, path, hint, threads) for _ in range(LOADS)]
+                sessions[0].run([x])
             except EngineError as error:
                 if tool in ("float", "isobit"):
                     raise
                 refused.append(f"{tool} was left out: {str(error).replace(str(path), path.name)[:300]}")
                 continue
-            found.append(Candidate(tool=tool, hint=hint, session=session))
+            found += [Candidate(tool=tool, hint=hint, session=session) for session in sessions]
     return found, refused
 
 
 def measure(
     found: list[Candidate], x: np.ndarray, *, rounds: int, runs: int, clock: Callable[[], float]
 ) -> list[dict[tuple[str, str], float]]:
-    """Median milliseconds of each candidate in each round. Each round starts with another candidate."""
+    """Median milliseconds of each tool's faster load in each round. Each round starts with another candidate."""
     result = []
     for number in range(rounds):
         turned = found[number % len(found) :] + found[: number % len(found)]
         times = interleaved([c.session for c in turned], [x], runs=runs, warmup=1 if number else 3, clock=clock)
-        result.append({(c.tool, c.hint): median(t) for c, t in zip(turned, times, strict=True)})
+        fastest: dict[tuple[str, str], float] = {}
+        for c, t in zip(turned, times, strict=True):
+            fastest[c.tool, c.hint] = min(median(t), fastest.get((c.tool, c.hint), float("inf")))
+        result.append(fastest)
     return result
 
 

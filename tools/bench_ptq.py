@@ -2,12 +2,12 @@
 
     python tools/bench_ptq.py [--networks resnet50 mobilenet_v2] [--only NAME ...] [--rival-python PATH]
 
-Each tool quantizes the same random-weight network from the same 64 images of 224 x 224, in a fresh process on one
-core, the tools in turns; a number is the median over the repetitions. Wall and CPU seconds count neither imports nor
-the reading of network and images; the whole process is given beside them. Peak memory is the whole process's. Rivals
-start from a float ONNX file and write the quantized one in the same step, isobit starts from the PyTorch network:
-`from PyTorch to file` adds the export, of the quantized network for isobit, of the float one by torch.onnx.export for
-the rivals. PATH is a Python with nncf, openvino and onnxruntime. Exit code 1: isobit with min-max
+Each tool quantizes the same random-weight network from the same 64 images of 224 x 224, in a fresh process with its
+own number of threads, the tools in turns; a number is the median over the repetitions. Wall and CPU seconds count
+neither imports nor the reading of network and images; the whole process is given beside them. Peak memory is the whole
+process's. Rivals start from a float ONNX file and write the quantized one in the same step, isobit starts from the
+PyTorch network: `from PyTorch to file` adds the export, of the quantized network for isobit, of the float one by
+torch.onnx.export for the rivals. PATH is a Python with nncf, openvino and onnxruntime. Exit code 1: isobit with min-max
 ranges took longer than the fastest rival, or isobit more memory than the leanest rival with percentiles or entropy.
 """
 
@@ -50,7 +50,8 @@ def work(options: argparse.Namespace) -> dict[str, float]:
     from bench_networks import random_network
     from isobit.recipes import workflow  # noqa: F401  what isobit.quantize imports when it is first asked for
 
-    torch.set_num_threads(1)
+    if options.core is not None:
+        torch.set_num_threads(1)
     net = random_network(options.networks[0])
     images = torch.from_numpy(np.load(options.images, allow_pickle=False)[: options.limit])
     observer = OURS[options.worker]
@@ -83,7 +84,7 @@ def prepare_inputs(network: str, options: argparse.Namespace, folder: Path) -> P
 def seconds_of_float_export(network: str, options: argparse.Namespace, folder: Path) -> float:
     """What a rival's user waits for before: torch.onnx.export of the float network, imports not counted."""
     code = (
-        f"import sys, os; os.sched_setaffinity(0, {{{options.core}}}); os.environ['OMP_NUM_THREADS'] = '1'\n"
+        f"import sys; from rivals import pin; pin({options.core})\n"
         "import time, torch, torch._dynamo, torch.export._trace, torch.onnx\n"
         "from bench_networks import random_network\n"
         f"net, x = random_network('{network}'), torch.zeros(2, *{options.shape})\n"
@@ -105,7 +106,7 @@ def one_run(tool: str, network: str, model: Path, folder: Path, options: argpars
     """A fresh process for one tool; its last line is JSON."""
     print(f"… {tool} on {network}", file=sys.stderr, flush=True)
     out = folder / ("out.xml" if tool == "nncf-openvino" else "out.onnx")
-    shared = ["--limit", options.limit, "--core", options.core]
+    shared = ["--limit", options.limit, *([] if options.core is None else ["--core", options.core])]
     if tool in OURS:
         batch = ["--batch", options.batch, "--images", folder / "images.npy", "--out", out]
         command = [sys.executable, __file__, "--worker", tool, "--networks", network, *batch, *shared]
@@ -167,7 +168,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=2, help="images at a time in isobit")
     parser.add_argument("--rival-batch", type=int, default=1, help="images at a time in the rivals: their default")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--core", type=int, help="keep to this core; ONNX Runtime's threads do not obey")
     parser.add_argument("--rival-python", type=Path, help="a Python with nncf, openvino and onnxruntime")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", choices=OURS, help=argparse.SUPPRESS)
@@ -191,7 +192,7 @@ def main(arguments: list[str]) -> int:
     )
     notes = (
         f"{options.limit} images of {' x '.join(map(str, options.shape))}, median of {options.repeat} runs in turns, "
-        "each in a fresh process on one core.",
+        "each in a fresh process, with as many threads as it takes by itself.",
         *(f"{tool} was left out: no --rival-python." for tool in left_out),
     )
     table = Table(title="Cost of post-training quantization", columns=columns, rows=rows, notes=notes)
