@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from isobit.core import errors
 
 if TYPE_CHECKING:
-    from isobit.recipes.workflow import export, prepare, quantize, verify
+    from isobit.recipes.workflow import Training, calibrate, export, finish, prepare, quantize, train, verify
 
-__all__ = ["errors", "export", "prepare", "quantize", "verify"]
+__all__ = ["Training", "calibrate", "errors", "export", "finish", "prepare", "quantize", "train", "verify"]
 
 # Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
-_LATER = ("export", "prepare", "quantize", "verify")
+_LATER = ("Training", "calibrate", "export", "finish", "prepare", "quantize", "train", "verify")
 
 
 class _Package(ModuleType):

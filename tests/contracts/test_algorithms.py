@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, prepare
 from isobit.core.errors import CalibrationError
 from isobit.graph.capture import capture
@@ -41,7 +42,10 @@ class Algorithm(Protocol):
 
 ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
     "post_training": (PostTraining(), 8),
-    "post_training, mse": (PostTraining(weight_observer=OBSERVERS["mse"](), activation_observer=OBSERVERS["mse"]()), 4),
+    "post_training, mse": (
+        PostTraining(observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]())),
+        4,
+    ),
 }
 """Each with the width at which it is meant to be used."""
 

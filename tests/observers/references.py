@@ -215,5 +215,6 @@ CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
     "cross_entropy": check_cross_entropy,
     "mean_std": check_mean_std,
     "mean_abs": check_mean_abs,
+    "centroids": check_min_max,
 }
 """By name in `OBSERVERS`: what the parameters have to be, given the batches in float64."""

@@ -23,15 +23,15 @@ def test_settings_of_a_recipe() -> None:
     assert recipe.preparing().activation == Fixed()
     assert recipe.rules() == Rules(keep_float=("head*",), bits={"fc": (2, 4)})
     settings = recipe.post_training()
-    assert (settings.activation_observer, settings.seed) == (Percentile(), 3)
-    assert settings.observers == {"conv1.weight": Mse()}
+    assert (settings.observation.activation, settings.seed) == (Percentile(), 3)
+    assert settings.observation.by_name == {"conv1.weight": Mse()}
 
 
 def test_observers_by_default() -> None:
     """8 bits take everything seen; fewer, with one scale for all, clip the tails."""
     eight, four = Recipe(target="snpe").post_training(), Recipe(target="snpe", weight_bits=4, activation_bits=4)
-    assert (eight.weight_observer, eight.activation_observer) == (MinMax(), MinMax())
-    assert (four.post_training().weight_observer, four.post_training().activation_observer) == (Mse(), Mse())
+    assert (eight.observation.weight, eight.observation.activation) == (MinMax(), MinMax())
+    assert (four.observation().weight, four.observation().activation) == (Mse(), Mse())
 
 
 @pytest.mark.parametrize(

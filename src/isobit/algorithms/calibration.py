@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import CalibrationError
 from isobit.core.progress import Progress, silent
 from isobit.graph.convert import round_biases
+from isobit.graph.folding import merge_for_good, weight_and_bias
 from isobit.graph.insert import slots
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
-from isobit.observers import ObserverSettings
+from isobit.observers import MinMax, ObserverSettings
 
 OVERWRITING = (nn.ReLU, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.LeakyReLU)
 """Modules (ReLU6 is a Hardtanh) with an option `inplace`."""
@@ -28,9 +29,9 @@ FRESH = frozenset({"conv", "conv_transpose", "linear", "batch_norm", "add"})
 class Observation:
     """Which observers find the ranges. `by_name` overrides them for single quantizers, by the slot's name."""
 
-    weight: ObserverSettings
-    activation: ObserverSettings
-    by_name: Mapping[str, ObserverSettings]
+    weight: ObserverSettings = field(default_factory=MinMax)
+    activation: ObserverSettings = field(default_factory=MinMax)
+    by_name: Mapping[str, ObserverSettings] = field(default_factory=dict)
 
     def settings_of(self, slot: Slot, *, is_weight: bool) -> ObserverSettings:
         """The observer of one slot."""
@@ -60,7 +61,11 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
 
 
 def finish(model: fx.GraphModule) -> None:
-    """What every calibrated model needs before it is used: biases on the grid of the accumulator."""
+    """The end of calibration or training: batch norms merged for good, biases on the grid of the accumulator.
+
+    What the model then computes is what is deployed; do it before the model is measured.
+    """
+    merge_for_good(model)
     round_biases(model)
 
 
@@ -72,8 +77,7 @@ def _observe_weights(model: fx.GraphModule, observation: Observation) -> list[Sl
             continue
         slot.observer = observation.settings_of(slot, is_weight=True).build(slot.quantizer.scheme)  # type: ignore[arg-type]
         slot.mode = "observe"
-        assert isinstance(layer.weight, Tensor)
-        slot(layer.weight)
+        slot(weight_and_bias(layer)[0])
         slot.mode = "float"
         found.append(slot)
     return found

@@ -8,13 +8,14 @@ from torch import Tensor, fx, nn
 
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.core.batches import Data
+from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
 from isobit.graph.capture import capture
+from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
-from isobit.graph.passes import FoldBatchNorm, PassReport, UnifyGlobalPool
+from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
-from isobit.observers import MinMax, ObserverSettings
 from isobit.quantizers import Fixed, QuantizerSettings
 from isobit.targets import Profile
 
@@ -22,11 +23,22 @@ from isobit.targets import Profile
 @final
 @dataclass(frozen=True, kw_only=True)
 class Preparing:
-    """Settings of a preparation: which quantizers, and the exceptions by layer."""
+    """Settings of a preparation: which quantizers, the exceptions by layer, and what becomes of batch norm.
+
+    `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
+    with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
+    processes.
+    """
 
     weight: QuantizerSettings = Fixed()
     activation: QuantizerSettings = Fixed()
     rules: Rules = field(default_factory=Rules)
+    bn_fold: Strategy | None = None
+    bn_synchronized: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bn_fold is not None and (isinstance(self.bn_fold, bool) or self.bn_fold not in STRATEGIES):
+            raise SettingError(f"bn_fold has to be one of {', '.join(map(str, STRATEGIES))}, got {self.bn_fold!r}")
 
 
 def prepare(
@@ -36,10 +48,17 @@ def prepare(
     settings = settings or Preparing()
     model = net if isinstance(net, fx.GraphModule) and "capture" in net.meta else capture(net, example)
     reports: dict[str, PassReport] = {"unify_global_pool": UnifyGlobalPool().apply(model)}
-    if profile.fold_bn:
+    fold = settings.bn_fold if settings.bn_fold is not None else 0 if profile.fold_bn else -1
+    if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)
     plan = place(model, profile, settings.rules)
-    insert(model, plan, profile=profile, rules=settings.rules, weight=settings.weight, activation=settings.activation)
+    notes = insert(
+        model, plan, profile=profile, rules=settings.rules, weight=settings.weight, activation=settings.activation
+    )
+    model.meta["notes"] = notes
+    if fold > 0:
+        training = FoldBatchNormInTraining(strategy=fold, synchronized=settings.bn_synchronized)
+        reports["fold_bn"] = training.apply(model)
     model.meta["passes"] = reports
     return model
 
@@ -49,9 +68,7 @@ def prepare(
 class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, and the preparation's."""
 
-    weight_observer: ObserverSettings = field(default_factory=MinMax)
-    activation_observer: ObserverSettings = field(default_factory=MinMax)
-    observers: dict[str, ObserverSettings] = field(default_factory=dict)
+    observation: Observation = field(default_factory=Observation)
     preparing: Preparing = field(default_factory=Preparing)
     seed: int = 0
 
@@ -65,12 +82,10 @@ class PostTraining:
         progress: Progress = silent,
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
-        observation = Observation(
-            weight=self.weight_observer, activation=self.activation_observer, by_name=self.observers
-        )
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
             model = prepare(net, example, profile, self.preparing)
-            model.meta["samples"] = calibrate(model, data, observation, progress=progress)
-        finish(model)
+            model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+        if not self.preparing.bn_fold:
+            finish(model)
         return model

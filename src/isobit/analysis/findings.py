@@ -157,6 +157,7 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
     """What capture noted, what a pass had to leave alone, and which ops stay in float."""
     if "capture" in model.meta:
         yield from model.meta["capture"].notes
+    yield from model.meta.get("notes", ())
     for name, report in model.meta.get("passes", {}).items():
         if report.left:
             yield f"the pass {name} left {len(report.left)} alone: {_listed(report.left)}"

@@ -9,7 +9,15 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
-from isobit.benchmark.data import Dataset, read_cifar10, read_digits, read_image_folder, read_imagenet_sample, read_npz
+from isobit.benchmark.data import (
+    Dataset,
+    read_cifar10,
+    read_cifar10_jpeg,
+    read_digits,
+    read_image_folder,
+    read_imagenet_sample,
+    read_npz,
+)
 from isobit.cli.loading import call, described, explained, find, is_reference
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, IsobitError, SettingError, UnknownNameError
@@ -29,6 +37,12 @@ class Reading:
 BUILT_IN: dict[str, Callable[[Reading], Dataset]] = {
     "cifar10:train": lambda how: read_cifar10("train", normalize=how.normalize or "torch", batch_size=how.batch_size),
     "cifar10:test": lambda how: read_cifar10("test", normalize=how.normalize or "torch", batch_size=how.batch_size),
+    "cifar10-jpeg:train": lambda how: read_cifar10_jpeg(
+        "train", normalize=how.normalize or "torch", batch_size=how.batch_size
+    ),
+    "cifar10-jpeg:test": lambda how: read_cifar10_jpeg(
+        "test", normalize=how.normalize or "torch", batch_size=how.batch_size
+    ),
     "digits:train": lambda how: read_digits("train", batch_size=how.batch_size),
     "digits:test": lambda how: read_digits("test", batch_size=how.batch_size),
     "imagenet-sample": lambda how: read_imagenet_sample(

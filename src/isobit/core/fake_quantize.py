@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from isobit.core.errors import SettingError
 from isobit.core.granularity import expand
-from isobit.core.grid import PowersOfTwo
+from isobit.core.grid import Codebook, MidRise, Uniform
 from isobit.core.rounding import Rounding, round_to_integer
 from isobit.core.scheme import Scheme
 
@@ -67,13 +68,14 @@ class FakeQuantize(torch.autograd.Function):
 
 
 class FakeQuantizeToLevels(torch.autograd.Function):
-    """x̂ = s · (the level nearest to x / s), ties to the lower level; gradients as in `FakeQuantize` with z = 0."""
+    """x̂ = s · (the level nearest to x / s); gradients as in `FakeQuantize` with z = 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Tensor, ties_up: bool) -> Tensor:
         """Shapes: x any; scale broadcasts against it; levels (n,) ascending."""
         ctx.save_for_backward(x, scale, levels)
-        return nearest_level(x / scale, levels) * scale
+        ctx.ties_up = ties_up
+        return nearest_level(x / scale, levels, ties_up=ties_up) * scale
 
     @staticmethod
     @once_differentiable
@@ -85,15 +87,16 @@ class FakeQuantizeToLevels(torch.autograd.Function):
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            nearest = nearest_level(u, levels)
+            nearest = nearest_level(u, levels, ties_up=ctx.ties_up)
             grad_scale = (grad * torch.where(inside, nearest - u, nearest)).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None
+        return grad_x, grad_scale, None, None
 
 
-def nearest_level(u: Tensor, levels: Tensor) -> Tensor:
-    """The level nearest to each value; ties go to the lower one. Shapes: u any, levels (n,) ascending."""
+def nearest_level(u: Tensor, levels: Tensor, *, ties_up: bool = False) -> Tensor:
+    """The level nearest to each value; ties go to the lower one, or up. NaN stays. Shapes: u any, levels ascending."""
     middles = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.searchsorted(middles, u.contiguous())]
+    nearest = levels[torch.searchsorted(middles, u.contiguous(), right=ties_up)]
+    return torch.where(u.isnan(), u, nearest)
 
 
 def fake_quantize(
@@ -108,9 +111,12 @@ def fake_quantize(
     [0.0, 0.5, 3.5]
     """
     scale = expand(scale.to(x.dtype), x.dim(), scheme.granularity)
-    if isinstance(scheme.grid, PowersOfTwo):
+    if isinstance(scheme.grid, Codebook):
+        raise SettingError("a codebook has values of its own: its quantizer looks them up")
+    if not isinstance(scheme.grid, Uniform):
         table = torch.tensor(scheme.levels, dtype=x.dtype, device=x.device)
-        return FakeQuantizeToLevels.apply(x, scale, table)  # type: ignore[no-any-return, no-untyped-call]
+        ties_up = isinstance(scheme.grid, MidRise)
+        return FakeQuantizeToLevels.apply(x, scale, table, ties_up)  # type: ignore[no-any-return, no-untyped-call]
     zero_point = expand(zero_point, x.dim(), scheme.granularity)
     return FakeQuantize.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, scale, zero_point, scheme.quant_min, scheme.quant_max, scheme.rounding, noise

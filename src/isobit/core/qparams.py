@@ -1,6 +1,6 @@
 """Quantization parameters: from a range to a scale and a zero point, and from a tensor to its integers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.fake_quantize import fake_quantize, nearest_level
 from isobit.core.granularity import expand
-from isobit.core.grid import PowersOfTwo
+from isobit.core.grid import Codebook, MidRise, Uniform
 from isobit.core.rounding import round_to_integer
 from isobit.core.scheme import PowerOfTwo, Scheme
 
@@ -20,29 +20,41 @@ SMALLEST_SCALE = 2.0**-100
 class QParams:
     """What a quantizer declares: its scale (float32), zero point (int32) and scheme.
 
-    The shapes of `scale` and `zero_point` are those of `core.granularity.scale_shape`.
+    The shapes of `scale` and `zero_point` are those of `core.granularity.scale_shape`. A scheme with a codebook
+    comes with its values, ascending and at most 2^bits of them, which the scale multiplies.
     """
 
     scale: Tensor
     zero_point: Tensor
     scheme: Scheme
+    codebook: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.scheme.adapt_sign:
             raise SettingError("a scheme with adapt_sign has to be resolved before it gets parameters")
         if not bool(torch.isfinite(self.scale).all()) or not bool((self.scale > 0).all()):
             raise CalibrationError(f"a scale has to be positive and finite, got {self.scale.flatten()[:8].tolist()}")
+        if isinstance(self.scheme.grid, Codebook) != (self.codebook is not None):
+            raise SettingError("a codebook belongs to a scheme with the grid Codebook, and to no other")
+        if self.codebook is not None:
+            _check_codebook(self.codebook, self.scheme.bits)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`."""
+        if self.codebook is not None:
+            return self.dequantize(self.quantize(x)).to(x.dtype)
         return fake_quantize(x, self.scale, self.zero_point, self.scheme)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max)."""
         scale = expand(self.scale.to(x.dtype), x.dim(), self.scheme.granularity)
-        if isinstance(self.scheme.grid, PowersOfTwo):
+        if self.codebook is not None:
+            values = self.codebook.double()  # where two values are neighbours in float32, their middle is not a float32
+            middles = (values[1:] + values[:-1]) / 2
+            return torch.searchsorted(middles, (x / scale).double().contiguous()).to(torch.int32)
+        if not isinstance(self.scheme.grid, Uniform):
             table = torch.tensor(self.scheme.levels, dtype=x.dtype, device=x.device)
-            return nearest_level(x / scale, table).to(torch.int32)
+            return nearest_level(x / scale, table, ties_up=isinstance(self.scheme.grid, MidRise)).to(torch.int32)
         zero_point = expand(self.zero_point, x.dim(), self.scheme.granularity)
         q = round_to_integer(x / scale, self.scheme.rounding) + zero_point
         return q.clamp(self.scheme.quant_min, self.scheme.quant_max).to(torch.int32)
@@ -50,12 +62,23 @@ class QParams:
     def dequantize(self, q: Tensor) -> Tensor:
         """(q - zero_point) · scale, float32."""
         scale = expand(self.scale, q.dim(), self.scheme.granularity)
+        if self.codebook is not None:
+            return self.codebook[q.long()] * scale
         return (q - expand(self.zero_point, q.dim(), self.scheme.granularity)).to(scale.dtype) * scale
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest value that does not clip, of the shape of the scale."""
+        if self.codebook is not None:
+            return self.codebook[0] * self.scale, self.codebook[-1] * self.scale
         z = self.zero_point.to(self.scale.dtype)
         return (self.scheme.quant_min - z) * self.scale, (self.scheme.quant_max - z) * self.scale
+
+
+def _check_codebook(values: Tensor, bits: int) -> None:
+    if values.dim() != 1 or not 1 <= values.numel() <= 1 << bits:
+        raise SettingError(f"a codebook of {bits} bits has 1 to {1 << bits} values in a row, not {tuple(values.shape)}")
+    if not bool(torch.isfinite(values).all()) or bool((values[1:] < values[:-1]).any()):
+        raise CalibrationError(f"a codebook has to be finite and ascending, got {values[:8].tolist()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,8 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
 
     Symmetric: s = max(|low|, |high|) / quant_max, z = 0; asymmetric: s = (high - low) / (quant_max - quant_min),
     z = round(quant_min - low / s), clipped to the levels. A power-of-two scale is 2^round(log2 s). A range of
-    nothing but 0 gets the scale 1.
+    nothing but 0 gets the scale 1. A codebook starts with values an equal distance apart, from the lowest low / s
+    to the highest high / s, where s = max(|low|, |high|).
 
     >>> p = qparams_of_range(torch.tensor(-1.0), torch.tensor(2.0), Scheme(signed=False, symmetric=False))
     >>> round(p.scale.item() * 255, 5), p.zero_point.item()
@@ -81,8 +105,18 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     if bool((low > high).any()):
         raise CalibrationError("a range has to have low <= high")
     scheme = scheme.resolve_sign(all_non_negative=bool((low >= 0).all()))
+    if isinstance(scheme.grid, Codebook):
+        return _even_codebook(low, high, scheme)
     scale, zero_point = scale_and_zero_point(low, high, scheme)
     return QParams(scale, zero_point, scheme)
+
+
+def _even_codebook(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
+    to_one = replace(scheme, bits=2 if scheme.signed else 1, narrow=False, grid=Uniform())  # its highest level is 1
+    scale, zero_point = scale_and_zero_point(low, high, to_one)
+    first = float((low.clamp(max=0) / scale).min()) if scheme.signed else 0.0
+    values = torch.linspace(first, float((high.clamp(min=0) / scale).max()), 1 << scheme.bits, device=scale.device)
+    return QParams(scale, zero_point, scheme, values)
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

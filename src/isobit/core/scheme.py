@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from isobit.core.errors import SettingError
 from isobit.core.granularity import Granularity, PerTensor
-from isobit.core.grid import Grid, PowersOfTwo, Uniform, levels
+from isobit.core.grid import AdditivePowersOfTwo, Codebook, Grid, MidRise, PowersOfTwo, Uniform, levels
 from isobit.core.rounding import HalfEven, Rounding
 
 
@@ -49,6 +49,14 @@ class Scheme:
             raise SettingError("narrow drops the lowest level of a signed format of at least 2 bits")
         if isinstance(self.grid, PowersOfTwo) and not (self.symmetric and self.bits <= 6):
             raise SettingError("the powers-of-two grid is symmetric and has at most 6 bits: 7 would need 2^62")
+        if isinstance(self.grid, MidRise) and not (self.signed and self.symmetric and not self.adapt_sign):
+            raise SettingError("the mid-rise grid is signed and symmetric: it has no level at 0")
+        if not isinstance(self.grid, Uniform) and not self.symmetric:
+            raise SettingError("only the uniform grid has a zero point")
+        if not isinstance(self.grid, Uniform) and self.rounding != HalfEven():
+            raise SettingError("only the uniform grid has a rounding: the others take the nearest level")
+        if isinstance(self.grid, AdditivePowersOfTwo):
+            levels(self.grid, self.bits, signed=self.signed)
 
     @property
     def quant_min(self) -> int:
@@ -83,6 +91,14 @@ class Scheme:
         )
         if isinstance(self.scale, PowerOfTwo):
             words.append("2^n scale")
-        if isinstance(self.grid, PowersOfTwo):
-            words.append("logarithmic")
+        if not isinstance(self.grid, Uniform):
+            words.append(_GRID_WORDS[type(self.grid)])
         return " ".join(words)
+
+
+_GRID_WORDS = {
+    PowersOfTwo: "logarithmic",
+    MidRise: "mid-rise",
+    AdditivePowersOfTwo: "additive powers of two",
+    Codebook: "codebook",
+}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isobit.core.errors import WeightsError
+from isobit.core.files import atomic_path
 
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -31,6 +32,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _check_keys(path, expected, given)
     _check_values(path, expected, given)
     model.load_state_dict(given, strict=False)  # every key is accounted for above
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the state of `model` as safetensors, whole or not at all; shared weights under all their names."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from isobit.core.qparams import DynamicRange, QParams
 from isobit.graph.deployed import ActivationQuantizer, DeployedConv, DeployedLinear, IntegerWeight, activation_quantizer
+from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
@@ -82,8 +83,10 @@ def round_biases(model: fx.GraphModule) -> None:
     for node in calls:
         layer = model.get_submodule(str(node.target))
         slot = weight_slot(layer)
-        if slot is None or layer.bias is None or targets.count(str(node.target)) > 1:
+        if slot is None or layer.bias is None or is_folded(layer) or targets.count(str(node.target)) > 1:
             continue  # a layer that is called twice may read two scales: its deployed copies round for themselves
+        with torch.no_grad():
+            slot.quantizer(layer.weight)  # some quantizers take their scale from the weight that passes
         bias, weight, scale = layer.bias, slot.grid(), _input_scale(model, tensors, node)
         if scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
             assert isinstance(bias, Tensor)
@@ -124,11 +127,12 @@ def _non_negative_slots(model: nn.Module, tensors: Tensors) -> set[str]:
 
 
 def _deployed_layer(layer: nn.Module, slot: Slot, input_scale: Tensor | None) -> nn.Module:
-    grid = slot.grid()
-    assert isinstance(grid, QParams)
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
-    integer = IntegerWeight(weight, grid, bias, input_scale, name=slot.point)
+    weight, bias = weight_and_bias(layer)
+    with torch.no_grad():
+        weight = slot.quantizer(weight)  # first: some quantizers take their scale from the weight that passes
+        grid = slot.grid()
+        assert isinstance(grid, QParams)
+        integer = IntegerWeight(weight, grid, bias, input_scale, name=slot.point)
     if isinstance(layer, nn.Linear):
         return DeployedLinear(integer)
     assert isinstance(layer, nn.modules.conv._ConvNd)

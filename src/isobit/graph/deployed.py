@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of
+from isobit.core.grid import Uniform
 from isobit.core.qparams import DynamicRange, QParams
 from isobit.core.scheme import Scheme
 from isobit.graph.integer_ops import (
@@ -41,14 +42,16 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
     if not isinstance(grid.scheme.granularity, PerTensor):
         raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
     check_bits(grid.scheme.bits, name)
-    if grid.scheme.quant_max - grid.scheme.quant_min > 255 or len(grid.scheme.levels) < _span(grid):
+    if not isinstance(grid.scheme.grid, Uniform) or grid.scheme.quant_max - grid.scheme.quant_min > 255:
         raise UnsupportedError(f"{name}: activations of {grid.scheme} have no exported form; use a uniform grid")
     zero = int(grid.zero_point)
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
     stays_signed = grid.scheme.signed and signed_bytes and not non_negative
-    base = zero if non_negative else low
+    base = zero if non_negative else min(low, zero)
     if grid.scheme.signed and not non_negative:
-        base = 0 if stays_signed else -(1 << (grid.scheme.bits - 1))
+        base = 0 if stays_signed else min(-(1 << (grid.scheme.bits - 1)), zero)
+    if high - base > 255:
+        raise UnsupportedError(f"{name}: zero point {zero} and levels to {high} do not fit one byte; use fewer bits")
     return StoredGrid(
         scale=grid.scale.detach().clone().float(),
         zero_point=torch.tensor(zero - base, dtype=torch.int8 if stays_signed else torch.uint8),
@@ -70,10 +73,6 @@ def activation_quantizer(
             "use such a target (onnxruntime-x86), or the quantizer `fixed`"
         )
     return DynamicActivationQuantizer()
-
-
-def _span(grid: QParams) -> int:
-    return grid.scheme.quant_max - grid.scheme.quant_min + 1
 
 
 @final
@@ -121,6 +120,10 @@ class IntegerWeight(nn.Module):
     ) -> None:
         super().__init__()
         check_bits(grid.scheme.bits, name)
+        if grid.codebook is not None:
+            raise UnsupportedError(
+                f"{name}: a codebook of values has no exported form; use a quantizer with integer levels"
+            )
         integers = grid.quantize(weight.detach())
         signed = grid.scheme.signed or grid.scheme.quant_min < 0
         if int(integers.min()) < (-128 if signed else 0) or int(integers.max()) > (127 if signed else 255):

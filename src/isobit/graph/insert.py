@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from isobit.core.errors import SettingError
+from isobit.core.errors import SettingError, UnsupportedError
+from isobit.core.scheme import Scheme
 from isobit.graph.placement import Plan
 from isobit.graph.rules import Rules
 from isobit.graph.slots import Slot, give_weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
-from isobit.quantizers import QuantizerSettings
+from isobit.quantizers import Lsq, QuantizerSettings, Role
 from isobit.targets import Profile
 
 SLOTS = "activation_slots"
@@ -33,26 +34,48 @@ def insert(
     rules: Rules | None = None,
     weight: QuantizerSettings,
     activation: QuantizerSettings,
-) -> None:
-    """Insert the plan's quantizers into a captured model, in place. They pass values through until calibrated."""
+) -> tuple[str, ...]:
+    """Insert the plan's quantizers into a captured model, in place. They pass values through until calibrated.
+
+    Where an algorithm has no form for the width of the first and last layer, LSQ quantizes it there: the result says
+    where. Raises UnsupportedError for a scheme that an algorithm cannot express anywhere else.
+    """
     if SLOTS in model._modules:
         raise SettingError("this model is prepared already: start again from the float model")
     holder = nn.ModuleDict()
     model.add_module(SLOTS, holder)
     nodes = {node.name: node for node in model.graph.nodes}
-    tensors = tensors_of(model)
+    tensors, notes = tensors_of(model), []
+    rules = rules or Rules()
     for point in plan.activations:
         key = _key(point.name, holder)
-        holder[key] = Slot(activation.build(point.scheme, role="activation"), name=point.name)
+        quantizer, note = _built(activation, point.scheme, "activation", point.name, profile, rules)
+        notes.append(note)
+        holder[key] = Slot(quantizer, name=point.name)
         for tensor in point.tensors:
             float_readers = {nodes[reader] for name, reader in plan.reads_float if name == tensor}
             _splice(tensors, nodes[tensor], f"{SLOTS}.{key}", float_readers)
     for place in plan.weights:
-        slot = Slot(weight.build(place.scheme, role="weight"), name=f"{place.name}.weight")
-        give_weight_slot(model.get_submodule(place.name), slot)
-    model.meta["preparation"] = Preparation(profile=profile, plan=plan, rules=rules or Rules())
+        quantizer, note = _built(weight, place.scheme, "weight", place.name, profile, rules)
+        notes.append(note)
+        give_weight_slot(model.get_submodule(place.name), Slot(quantizer, name=f"{place.name}.weight"))
+    model.meta["preparation"] = Preparation(profile=profile, plan=plan, rules=rules)
     model.graph.lint()
     model.recompile()
+    return tuple(filter(None, notes))
+
+
+def _built(
+    settings: QuantizerSettings, scheme: Scheme, role: Role, name: str, profile: Profile, rules: Rules
+) -> tuple[nn.Module, str]:
+    """The quantizer of one point, and what to say about it."""
+    try:
+        return settings.build(scheme, role=role), ""
+    except UnsupportedError as error:
+        usual = (profile.weight if role == "weight" else profile.activation).bits
+        if scheme.bits == usual or scheme.bits != profile.edge_bits or rules.bits_of(name):
+            raise
+        return Lsq().build(scheme, role=role), f"{name}: LSQ quantizes the {role} at {scheme.bits} bits: {error}"
 
 
 def preparation(model: nn.Module) -> Preparation:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import fx, nn
 
@@ -200,6 +201,7 @@ class _Placer:
 
     # -- schemes
 
+    @cached_property
     def edges(self) -> set[fx.Node]:
         """The first and the last op with weights."""
         weighted = [n for n in self.order if self.kind(n) in WEIGHTED and self.computes(n)]
@@ -208,7 +210,7 @@ class _Placer:
     def bits(self, node: fx.Node) -> tuple[int, int]:
         """(weight, activation) bits of an op: a rule, else the edge's, else the profile's."""
         default = (self.profile.weight.bits, self.profile.activation.bits)
-        if node in self.edges() and self.profile.edge_bits:
+        if node in self.edges and self.profile.edge_bits:
             default = (self.profile.edge_bits, self.profile.edge_bits)
         return self.rules.bits_of(self.names[node]) or default
 

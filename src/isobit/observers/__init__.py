@@ -3,6 +3,7 @@
 `OBSERVERS` is the table of all; a new one is a file with settings that have `build(scheme)`, and a line here.
 """
 
+from isobit.observers.centroids import Centroids
 from isobit.observers.cross_entropy import CrossEntropy
 from isobit.observers.histogram import Histogram
 from isobit.observers.kl_divergence import KlDivergence
@@ -16,6 +17,7 @@ from isobit.observers.protocol import Observer, ObserverSettings
 
 __all__ = [
     "OBSERVERS",
+    "Centroids",
     "CrossEntropy",
     "Histogram",
     "KlDivergence",
@@ -39,4 +41,5 @@ OBSERVERS: dict[str, type] = {
     "cross_entropy": CrossEntropy,
     "mean_std": MeanStd,
     "mean_abs": MeanAbs,
+    "centroids": Centroids,
 }

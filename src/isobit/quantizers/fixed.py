@@ -1,7 +1,7 @@
 """Fixed: a calibrated, static range (Jacob et al. 2018, arXiv:1712.05877, section 3)."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from isobit.core.fake_quantize import fake_quantize
 from isobit.core.qparams import QParams
 from isobit.core.rounding import HalfEven, Stochastic, uniform_noise
 from isobit.core.scheme import Scheme
-from isobit.quantizers.protocol import Role, require_calibrated, resize_to_state
+from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class FixedQuantizer(nn.Module):
         self.register_buffer(
             "step", torch.zeros((), dtype=torch.int64), persistent=isinstance(scheme.rounding, Stochastic)
         )
-        self.register_load_state_dict_pre_hook(_before_load)  # type: ignore[no-untyped-call]
+        loads_into_fresh(self)
 
     def calibrate(self, qparams: QParams) -> None:
         """Take scale, zero point and the settled sign."""
@@ -81,11 +81,3 @@ class FixedQuantizer(nn.Module):
 def _at_inference(scheme: Scheme) -> Scheme:
     """Inference rounds to nearest: only training draws at random."""
     return replace(scheme, rounding=HalfEven()) if isinstance(scheme.rounding, Stochastic) else scheme
-
-
-def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    assert isinstance(module, FixedQuantizer)
-    resize_to_state(module, state, prefix)
-    signed = state.get(prefix + "signed")
-    if signed is not None:
-        module.scheme = replace(module.scheme, adapt_sign=False, signed=bool(signed))

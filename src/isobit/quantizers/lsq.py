@@ -1,8 +1,8 @@
 """LSQ: the step size is learned (Esser et al., ICLR 2020, arXiv:1902.08153)."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from isobit.core.grid import Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, require_calibrated, resize_to_state
+from isobit.quantizers.protocol import Role, loads_into_fresh, power_of_two, require_calibrated, scale_gradient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,16 +30,6 @@ class Lsq:
         if scheme.grid != Uniform() or scheme.rounding != HalfEven():
             raise UnsupportedError("LSQ learns the step of a uniform grid with rounding to nearest")
         return LsqQuantizer(scheme, role=role, damp=self.damp)
-
-
-def gradient_scale(scale: Tensor, g: float) -> Tensor:
-    """`scale` in value, g · gradient in the backward pass (appendix A): sg(s - g s) + g s."""
-    return (scale - scale * g).detach() + scale * g
-
-
-def power_of_two(scale: Tensor) -> Tensor:
-    """2^round(log2 s), straight-through to s."""
-    return scale + (torch.exp2(scale.detach().log2().round()) - scale.detach())
 
 
 @final
@@ -62,7 +52,7 @@ class LsqQuantizer(nn.Module):
         self.scale = nn.Parameter(torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
         self.register_buffer("signed", torch.tensor(scheme.signed))
-        self.register_load_state_dict_pre_hook(_before_load)  # type: ignore[no-untyped-call]
+        loads_into_fresh(self)
 
     def calibrate(self, qparams: QParams) -> None:
         """Start at the observed scale: 2 mean|x| / sqrt(Q_P) with the observer `mean_abs` (section 2.1)."""
@@ -83,7 +73,7 @@ class LsqQuantizer(nn.Module):
         if self.damp and torch.is_grad_enabled():
             shared = x.numel() // scale.numel()
             count = shared // x.shape[0] if self.role == "activation" else shared
-            scale = gradient_scale(scale, 1.0 / math.sqrt(max(count, 1) * self.scheme.quant_max))
+            scale = scale_gradient(scale, 1.0 / math.sqrt(max(count, 1) * self.scheme.quant_max))
         return fake_quantize(x, scale, self.zero_point, self.scheme)
 
     def grid(self) -> QParams:
@@ -94,11 +84,3 @@ class LsqQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """The scheme in words."""
         return f"{self.scheme}, learned"
-
-
-def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    assert isinstance(module, LsqQuantizer)
-    resize_to_state(module, state, prefix)
-    signed = state.get(prefix + "signed")
-    if signed is not None:
-        module.scheme = replace(module.scheme, adapt_sign=False, signed=bool(signed))

@@ -1,6 +1,7 @@
 """What a quantizer is: frozen settings that build a module, and a module that declares its grid."""
 
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class QuantizerSettings(Protocol):
-    """Frozen settings of a quantizer. `observer` names the observer that gives its initial parameters."""
+    """Frozen settings of a quantizer. `observer` names the observer that gives its initial parameters.
+
+    A class variable `weight_observer` names another one for weights.
+    """
 
     observer: ClassVar[str]
 
@@ -50,3 +54,44 @@ def resize_to_state(module: nn.Module, state: dict[str, Tensor], prefix: str) ->
         saved = state.get(prefix + name)
         if saved is not None and saved.shape != tensor.shape:
             tensor.data = torch.empty_like(saved, dtype=tensor.dtype, device=tensor.device)
+
+
+def loads_into_fresh(module: nn.Module) -> None:
+    """Let `module`, fresh and not calibrated, load the state of a calibrated one: its shapes, and its settled sign.
+
+    The sign is the buffer `signed`, where there is one; a method `settle(signed=…)` takes it, else `settled` does.
+    """
+    module.register_load_state_dict_pre_hook(_before_load)  # type: ignore[no-untyped-call]
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    resize_to_state(module, state, prefix)
+    signed = state.get(prefix + "signed")
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    if signed is None or not all(state[prefix + name].numel() for name, _ in own if prefix + name in state):
+        return
+    settle = getattr(module, "settle", None)
+    if callable(settle):
+        settle(signed=bool(signed))
+    else:
+        module.scheme = settled(module.scheme, signed=bool(signed))  # type: ignore[arg-type, assignment]
+
+
+def settled(scheme: Scheme, *, signed: bool) -> Scheme:
+    """The scheme once calibration has seen the sign; an unsigned one has no level to leave out."""
+    return replace(scheme, adapt_sign=False, signed=signed, narrow=scheme.narrow and signed)
+
+
+def straight_through(value: Tensor, source: Tensor) -> Tensor:
+    """`value` to the bit in the forward pass, the gradient to `source` in the backward pass."""
+    return value.detach() + (source - source.detach())
+
+
+def scale_gradient(parameter: Tensor, g: float) -> Tensor:
+    """`parameter` to the bit in the forward pass, g times the gradient in the backward pass."""
+    return parameter.detach() + (parameter - parameter.detach()) * g
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    """2^round(log2 s), straight-through to s."""
+    return straight_through(torch.exp2(scale.detach().log2().round()), scale)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerTensor
 from isobit.core.scheme import Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
-from isobit.quantizers import QUANTIZERS, QuantizerSettings
+from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
 from isobit.recipes.table import look_up
 from isobit.targets import TARGETS, Profile
 
@@ -23,7 +24,9 @@ class Recipe:
     Bits are the target's own where they are None. An observer that is None is the quantizer's own; for `fixed`
     that is `min_max` at 8 bits and where each channel has a scale, and `mse` for one scale of fewer bits, where
     clipping the tails pays.
-    `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`.
+    `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
+    batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
+    process has batch statistics of its own (4*).
     """
 
     target: str
@@ -38,6 +41,8 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
     layer_bits: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
+    bn_fold: int | None = None
+    bn_synchronized: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,23 +62,29 @@ class Recipe:
         """The settings of the preparation."""
         weight = look_up("quantizer", QUANTIZERS, self.weight_quantizer)()
         activation = look_up("quantizer", QUANTIZERS, self.activation_quantizer)()
-        return Preparing(weight=weight, activation=activation, rules=self.rules())
+        return Preparing(
+            weight=weight, activation=activation, rules=self.rules(), bn_fold=self.bn_fold,
+            bn_synchronized=self.bn_synchronized,
+        )  # fmt: skip
+
+    def observation(self) -> Observation:
+        """The observers that find the first ranges."""
+        profile, preparing = self.profile(), self.preparing()
+        return Observation(
+            weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight"),
+            activation=_observer(self.activation_observer, preparing.activation, profile.activation, "activation"),
+            by_name={name: look_up("observer", OBSERVERS, value)() for name, value in self.observers.items()},
+        )
 
     def post_training(self) -> PostTraining:
         """The settings of post-training quantization."""
-        profile, preparing = self.profile(), self.preparing()
-        return PostTraining(
-            weight_observer=_observer(self.weight_observer, preparing.weight, profile.weight),
-            activation_observer=_observer(self.activation_observer, preparing.activation, profile.activation),
-            observers={name: look_up("observer", OBSERVERS, value)() for name, value in self.observers.items()},
-            preparing=preparing,
-            seed=self.seed,
-        )
+        return PostTraining(observation=self.observation(), preparing=self.preparing(), seed=self.seed)
 
 
-def _observer(name: str | None, quantizer: QuantizerSettings, scheme: Scheme) -> ObserverSettings:
+def _observer(name: str | None, quantizer: QuantizerSettings, scheme: Scheme, role: Role) -> ObserverSettings:
     if name is None:
-        name = quantizer.observer
+        name = getattr(quantizer, "weight_observer", None) if role == "weight" else None
+        name = name or quantizer.observer
         if name == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
             name = "mse"
     found: ObserverSettings = look_up("observer", OBSERVERS, name)()

@@ -1,4 +1,7 @@
-"""The main job in three calls: `quantize`, `export`, `verify`. Names and plain values come in, settings go down."""
+"""The main job in three calls: `quantize`, `export`, `verify`; and `prepare`, `calibrate`, `train`, `finish`.
+
+Names and plain values come in, settings go down.
+"""
 
 import itertools
 import json
@@ -8,7 +11,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.calibration import calibrate as calibrate_with
+from isobit.algorithms.calibration import finish as finish_model
 from isobit.algorithms.post_training import prepare as prepare_with
+from isobit.algorithms.training import Training, train
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError
@@ -22,6 +28,8 @@ from isobit.recipes.table import look_up
 from isobit.targets import TARGETS
 from isobit.verify import read_metadata
 from isobit.verify import verify as verify_with
+
+__all__ = ["Training", "calibrate", "export", "finish", "prepare", "quantize", "train", "verify"]
 
 
 def quantize(
@@ -70,10 +78,29 @@ def prepare(
     net: nn.Module, example: Tensor | tuple[Tensor, ...], *, target: str, bits: int | None = None, **settings: Any
 ) -> fx.GraphModule:
     """A captured copy of the network with quantizers in place, to be calibrated and trained; see `Recipe`."""
-    settings_now = recipe(target=target, bits=bits, **settings)
+    return prepare_with_recipe(net, example, recipe(target=target, bits=bits, **settings))
+
+
+def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], recipe: Recipe) -> fx.GraphModule:
+    """`prepare` with a recipe."""
     inputs = example if isinstance(example, tuple) else (example,)
-    model = prepare_with(net, inputs, settings_now.profile(), settings_now.preparing())
-    model.meta["example"], model.meta["recipe"] = tuple(x[:1] for x in inputs), encode(settings_now)
+    model = prepare_with(net, inputs, recipe.profile(), recipe.preparing())
+    model.meta["example"], model.meta["recipe"] = tuple(x[:1] for x in inputs), encode(recipe)
+    return model
+
+
+def calibrate(model: fx.GraphModule, data: Data, *, progress: Progress = silent) -> None:
+    """Give the quantizers of a prepared model their first ranges, from data; raises CalibrationError."""
+    found = model.meta.get("recipe")
+    if found is None:
+        raise SettingError("this model was not made by isobit.prepare: it carries no recipe")
+    _, data = _peek(data)
+    calibrate_with(model, data, decode(Recipe, found).observation(), progress=progress)
+
+
+def finish(model: fx.GraphModule) -> fx.GraphModule:
+    """The same model in eval mode, as it will be deployed: batch norms merged, biases rounded. After training."""
+    finish_model(model.eval())
     return model
 
 

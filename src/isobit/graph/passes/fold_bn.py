@@ -1,5 +1,7 @@
 """Batch-norm folding by merging: one convolution with a bias does what conv and BN did (Jacob et al., eq. 14)."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -30,10 +32,7 @@ class FoldBatchNorm:
     def apply(self, model: fx.GraphModule) -> PassReport:
         """Fold in place. A batch norm whose input has another reader, or no weights in front, stays and is named."""
         tensors = tensors_of(model)
-        calls: dict[str, int] = {}
-        for node in model.graph.nodes:
-            if node.op == "call_module":
-                calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+        calls = calls_of(model)
         done, left, worst = [], [], 0.0
         for node in list(model.graph.nodes):
             if tensors.kinds[node] != "batch_norm":
@@ -42,7 +41,7 @@ class FoldBatchNorm:
                 left.append(f"{display_name(node)}: a function that always uses its own statistics, not a module")
                 continue
             (source,) = tensors.inputs(node)
-            if why := _obstacle(model, source, node, calls):
+            if why := obstacle(model, source, node, calls):
                 left.append(f"{node.target}: {why}")
                 continue
             layer, norm = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
@@ -110,7 +109,12 @@ def _proof(
     return float(((before - after).abs() / size).max())
 
 
-def _obstacle(model: fx.GraphModule, source: fx.Node, node: fx.Node, calls: dict[str, int]) -> str:
+def calls_of(model: fx.GraphModule) -> Counter[str]:
+    """How often the graph calls each module."""
+    return Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+
+
+def obstacle(model: fx.GraphModule, source: fx.Node, node: fx.Node, calls: Mapping[str, int]) -> str:
     """Why a batch norm cannot be merged, or nothing."""
     if source.op != "call_module":
         return "no layer with weights in front of it"

@@ -1,0 +1,161 @@
+"""Training with quantizers: one loop for every algorithm, float networks included, on Lightning (`isobit[train]`).
+
+A user's own loop needs nothing of this: a prepared and calibrated model is an nn.Module like any other.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from isobit.core.batches import Data
+from isobit.core.errors import MissingExtraError, SettingError
+from isobit.core.progress import Progress, silent
+
+
+class TrainingData(Protocol):
+    """Training batches `(x, labels)` that are a function of the epoch, so that a resumed run sees the same ones."""
+
+    steps: int
+    """Batches of one epoch in one process."""
+
+    def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number` (from 0) for one of several processes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """The training recipe. Rates are per step, `warmup_epochs` may be a fraction; `cosine` ends at 0.
+
+    Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
+    their algorithm says otherwise. `distillation` is the weight of the teacher's soft targets in the loss, with
+    `temperature`. `precision` is Lightning's.
+    """
+
+    epochs: int = 10
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    quantizer_learning_rate: float = 1.0
+    quantizer_weight_decay: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 4.0
+    precision: str = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, ("sgd", "adamw"))
+        _one_of("schedule", self.schedule, ("cosine", "constant"))
+        positive = {"learning_rate": self.learning_rate, "temperature": self.temperature}
+        for name, value in positive.items():
+            if not value > 0:
+                raise SettingError(f"{name} has to be above 0, got {value}")
+        if self.epochs < 1:
+            raise SettingError(f"epochs has to be at least 1, got {self.epochs}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise SettingError(f"warmup_epochs has to be from 0 to below epochs, got {self.warmup_epochs}")
+        if not 0 <= self.distillation <= 1:
+            raise SettingError(f"distillation is a weight from 0 to 1, got {self.distillation}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise SettingError(f"ema_decay has to lie between 0 and 1, got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What one epoch came to: mean training loss, and the test images right."""
+
+    number: int
+    loss: float
+    right: int
+    total: int
+    learning_rate: float
+
+    @property
+    def accuracy(self) -> float:
+        """In per cent."""
+        return 100.0 * self.right / self.total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRecord:
+    """The result of a run. `not_converged` says why a run was stopped, and is empty for one that converged."""
+
+    settings: Training
+    epochs: tuple[Epoch, ...]
+    seconds: float
+    not_converged: str = ""
+
+    @property
+    def last(self) -> Epoch | None:
+        """The last epoch; None where none was finished."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def best(self) -> Epoch | None:
+        """The first of the epochs with the most images right."""
+        return max(self.epochs, key=lambda e: e.right, default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """Where to train, in Lightning's words."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    evaluation: Data,
+    settings: Training,
+    *,
+    folder: str | Path,
+    teacher: nn.Module | None = None,
+    hardware: Hardware | None = None,
+    progress: Progress = silent,
+) -> TrainingRecord:
+    """Train `model` in place and return the record of the run.
+
+    `folder` receives `last.safetensors` after every epoch, `best.safetensors` and `metrics.csv`. Where it holds the
+    checkpoint of an interrupted run of the same settings, that run goes on, with the same final weights. A loss that
+    is not finite, or not below guessing after a whole epoch, ends the run as not converged.
+
+    Raises MissingExtraError without Lightning, SettingError for distillation without a teacher or a checkpoint of
+    other settings, CalibrationError for quantizers without ranges.
+    """
+    if settings.distillation and teacher is None:
+        raise SettingError("distillation needs a teacher: give one, or set distillation to 0")
+    try:
+        import lightning.pytorch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("Lightning, which training runs on,", "train") from error
+    from isobit.algorithms.training_task import fit
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    record = fit(
+        model, data, evaluation, settings, folder=folder, teacher=teacher, hardware=hardware or Hardware(),
+        progress=progress,
+    )  # fmt: skip
+    return replace(record, seconds=record.seconds + time.perf_counter() - start)
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SettingError(f"{name} has to be {' or '.join(known)}, got {value!r}")

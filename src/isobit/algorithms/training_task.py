@@ -1,0 +1,334 @@
+"""The training loop as Lightning wants it: a task, checkpoints without pickles, and what is watched."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor, fx, nn
+
+from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
+from isobit.core.batches import Data, batches
+from isobit.core.checkpoint import load_checkpoint, save_checkpoint
+from isobit.core.errors import CalibrationError, SettingError
+from isobit.core.progress import Progress
+from isobit.graph.insert import slots
+from isobit.graph.slots import Slot
+
+CHECK_EVERY = 20
+"""Steps between two looks at the loss, each of which waits for the device."""
+
+PATIENCE = 2
+"""Epochs in a row whose mean loss is not below that of guessing, after which a run has diverged."""
+
+
+def fit(
+    model: nn.Module,
+    data: TrainingData,
+    evaluation: Data,
+    settings: Training,
+    *,
+    folder: Path,
+    teacher: nn.Module | None,
+    hardware: Hardware,
+    progress: Progress,
+) -> TrainingRecord:
+    """Run Lightning's trainer; `isobit.algorithms.training.train` explains the arguments."""
+    last = folder / "last.safetensors"
+    resuming = last.exists()
+    if not resuming:
+        _check_calibrated(model)
+    task = Task(model, data, evaluation, settings, teacher=teacher, progress=progress)
+    trainer = pl.Trainer(
+        max_epochs=settings.epochs,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=hardware.strategy,
+        precision=settings.precision,  # type: ignore[arg-type]
+        gradient_clip_val=settings.clip_norm,
+        callbacks=_callbacks(settings, folder),
+        plugins=[SafetensorsIO()],
+        logger=CSVLogger(folder, name="", version=""),
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model.train()  # Lightning leaves modules in the mode they have
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")  # about its own internals and loggers
+        trainer.fit(task, ckpt_path=str(last) if resuming else None)
+    for module in (model, teacher):
+        if module is not None:
+            module.eval()
+    return TrainingRecord(
+        settings=settings, epochs=tuple(task.curve), seconds=task.seconds_before, not_converged=task.not_converged
+    )
+
+
+def _callbacks(settings: Training, folder: Path) -> list[pl.Callback]:
+    saving = ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="accuracy", mode="max", save_last=True, save_on_train_epoch_end=True,
+        auto_insert_metric_name=False, enable_version_counter=False,
+    )  # fmt: skip
+    saving.FILE_EXTENSION = ".safetensors"
+    averaging = [EMAWeightAveraging(decay=settings.ema_decay)] if settings.ema_decay is not None else []
+    return [saving, *averaging]
+
+
+@final
+class SafetensorsIO(CheckpointIO):
+    """Lightning's checkpoints as safetensors and JSON."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Whole or not at all."""
+        del storage_options
+        save_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """On the CPU; Lightning moves what it restores."""
+        del map_location, weights_only
+        found: dict[str, Any] = load_checkpoint(Path(path))
+        return found
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete one that is no longer the best."""
+        Path(path).unlink(missing_ok=True)
+
+
+@final
+class Task(pl.LightningModule):
+    """One training run. What a resumed run needs beside weights and optimizer is `curve` and the seconds spent."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        evaluation: Data,
+        settings: Training,
+        *,
+        teacher: nn.Module | None,
+        progress: Progress,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._teacher = (teacher.eval(),) if teacher is not None else ()  # in a tuple: no part of the checkpoint
+        self.data, self.evaluation, self.settings, self.progress = data, evaluation, settings, progress
+        self.curve: list[Epoch] = []
+        self.not_converged = ""
+        self.seconds_before = 0.0
+        self._started = time.perf_counter()
+        self._losses: list[Tensor] = []
+        self._right = self._total = 0
+        self._classes = 2
+
+    # -- data
+
+    def train_dataloader(self) -> Iterable[Any]:
+        """The batches of the current epoch and of this process."""
+        return _Batches(self.data, self.current_epoch, self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self) -> Iterable[Any]:
+        """The evaluation data, all of it in every process."""
+        return _Evaluation(self.evaluation)
+
+    # -- steps
+
+    def on_fit_start(self) -> None:
+        """The teacher computes where the student does."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the draws of this epoch, and move schedules of the algorithms."""
+        torch.manual_seed(self.settings.seed * 100_003 + self.current_epoch)
+        for module in self.model.modules():
+            if isinstance(module, Slot) and callable(advance := getattr(module.quantizer, "advance", None)):
+                advance(self.current_epoch / self.settings.epochs)
+        self._losses = []
+
+    def training_step(self, batch: Any, index: int) -> Tensor | None:
+        """The loss of one batch: cross-entropy, the teacher's part, the quantizers' penalties."""
+        (one,) = batches([batch], name="training data")
+        if one.labels is None:
+            raise CalibrationError("the training data has no labels: give batches (x, labels)")
+        logits = self.model(*one.inputs)
+        self._classes = logits.shape[1]
+        loss = F.cross_entropy(logits, one.labels, label_smoothing=self.settings.label_smoothing)
+        self._losses.append(loss.detach())
+        part = self.settings.distillation
+        for teacher in self._teacher if part else ():
+            with torch.no_grad():
+                wanted = teacher(*one.inputs)
+            loss = (1 - part) * loss + part * soft_targets(logits, wanted, self.settings.temperature)
+        loss = loss + penalties(self.model)
+        if index % CHECK_EVERY == 0:
+            self.progress("training", self.global_step, self.settings.epochs * self.data.steps)
+            if not bool(torch.isfinite(loss)):
+                self._stop(f"the loss became {float(loss)} in epoch {self.current_epoch + 1}, step {index + 1}")
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from 0."""
+        self._right = self._total = 0
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        """Count the images right."""
+        (one,) = batches([batch], name="evaluation data")
+        assert one.labels is not None
+        self._right += int((self.model(*one.inputs).argmax(1) == one.labels).sum())
+        self._total += one.size
+
+    def on_validation_epoch_end(self) -> None:
+        """What decides which checkpoint is the best."""
+        self.log("accuracy", 100.0 * self._right / max(self._total, 1))
+
+    def on_train_epoch_end(self) -> None:
+        """Note the epoch; a loss that is not below guessing is no training."""
+        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        number = self.current_epoch + 1
+        if math.isfinite(loss):
+            epoch = Epoch(number=number, loss=loss, right=self._right, total=self._total, learning_rate=rate)
+            self.curve.append(epoch)
+        self.log("loss", loss)
+        guessing = math.log(self._classes)
+        lost = [e for e in self.curve[-PATIENCE:] if e.loss >= guessing and e.number > self.settings.warmup_epochs]
+        if not math.isfinite(loss):
+            self._stop(f"the mean loss of epoch {number} is {loss}")
+        elif len(lost) == PATIENCE:
+            self._stop(f"the mean loss of epoch {number}, {loss:.3f}, is not below that of guessing, {guessing:.3f}")
+
+    def _stop(self, reason: str) -> None:
+        self.not_converged = self.not_converged or reason
+        self.trainer.should_stop = True
+
+    # -- optimization
+
+    def configure_optimizers(self) -> Any:
+        """Weights and quantizer parameters in groups of their own."""
+        s = self.settings
+        groups = parameter_groups(self.model, s)
+        optimizer: torch.optim.Optimizer
+        if s.optimizer == "sgd":
+            nesterov = s.nesterov and s.momentum > 0
+            optimizer = torch.optim.SGD(groups, lr=s.learning_rate, momentum=s.momentum, nesterov=nesterov)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=s.learning_rate)
+        steps = s.epochs * self.data.steps
+        warmup = s.warmup_epochs * self.data.steps
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(step, steps=steps, warmup=warmup, schedule=s.schedule)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the record of the run needs."""
+        checkpoint["isobit"] = {
+            "settings": asdict(self.settings),
+            "curve": [asdict(e) for e in self.curve],
+            "seconds": self.seconds_before + time.perf_counter() - self._started,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another run; quantizers that were calibrated then are so now."""
+        found = checkpoint["isobit"]
+        own = asdict(self.settings)
+        if other := [k for k, v in own.items() if found["settings"].get(k) != v]:
+            raise SettingError(
+                f"the folder holds a run with {other[0]} = {found['settings'].get(other[0])!r}, this one has "
+                f"{own[other[0]]!r}: choose another folder, or delete last.safetensors to start again"
+            )
+        self.curve = [Epoch(**e) for e in found["curve"]]
+        self.seconds_before = found["seconds"]
+        for module in self.model.modules():
+            if isinstance(module, Slot):
+                module.mode = "quantize"
+
+
+@final
+class _Batches:
+    """The batches of one epoch, which Lightning walks once."""
+
+    def __init__(self, data: TrainingData, epoch: int, rank: int, ranks: int) -> None:
+        self.data, self.number, self.rank, self.ranks = data, epoch, rank, ranks
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data.epoch(self.number, rank=self.rank, ranks=self.ranks))
+
+    def __len__(self) -> int:
+        return self.data.steps
+
+
+@final
+class _Evaluation:
+    """Any iterable as one data loader: Lightning takes a list for several."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+
+def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
+    """The optimizer's groups: weights with weight decay, then the quantizers' parameters with their own rates."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    own: set[nn.Parameter] = set()
+    for module in model.modules():
+        if not isinstance(module, Slot):
+            continue
+        rate = getattr(module.quantizer, "learning_rate_scale", None) or settings.quantizer_learning_rate
+        decay = getattr(module.quantizer, "weight_decay", None)
+        key = (settings.learning_rate * rate, settings.quantizer_weight_decay if decay is None else decay)
+        parameters = [p for p in module.parameters() if p not in own]
+        own.update(parameters)
+        found.setdefault(key, []).extend(parameters)
+    rest = [p for p in model.parameters() if p not in own and p.requires_grad]
+    groups = [{"params": rest, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
+    return groups + [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in found.items() if ps]
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: float, schedule: str) -> float:
+    """What the learning rate is multiplied with: linear over the warm-up, then constant or half a cosine."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1.0)))
+
+
+def soft_targets(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch (Hinton et al. 2015)."""
+    student = F.log_softmax(logits / temperature, dim=1)
+    teacher = F.log_softmax(wanted / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def penalties(model: nn.Module) -> Tensor | float:
+    """The sum of what the quantizers add to the loss."""
+    held = [module.quantizer for module in model.modules() if isinstance(module, Slot)]
+    found = [penalty() for quantizer in held if callable(penalty := getattr(quantizer, "penalty", None))]
+    return torch.stack(found).sum() if found else 0.0
+
+
+def _check_calibrated(model: nn.Module) -> None:
+    waiting = [s.point for s in slots(model) if s.mode != "quantize"] if isinstance(model, fx.GraphModule) else []
+    if waiting:
+        raise CalibrationError(f"{waiting[0]} has no range yet: calibrate the model before it is trained")

@@ -1,0 +1,124 @@
+"""What `isobit train` does with its recipe, and how the result is shown."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import fx, nn
+
+from isobit.algorithms.calibration import calibrate, finish
+from isobit.algorithms.training import Training, TrainingRecord, train
+from isobit.benchmark.data.training_set import TrainingSet
+from isobit.cli.data import Batches, Reading, load_data
+from isobit.cli.loading import load_model
+from isobit.cli.output import facts
+from isobit.cli.progress import Watch
+from isobit.core.artifact import Artifact
+from isobit.core.files import write_json
+from isobit.core.weights import save_weights
+from isobit.recipes.codec import encode, read_recipe
+from isobit.recipes.training import TrainingRecipe
+from isobit.recipes.workflow import export, prepare_with_recipe
+
+READ = 500
+"""Images at a time while training data is read and networks are evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What came out. `float_right` counts the float network's right answers where a quantized one was trained."""
+
+    recipe: TrainingRecipe
+    record: TrainingRecord
+    folder: Path
+    artifact: Artifact | None
+
+
+def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch: Watch) -> Trained:
+    """Load, prepare, calibrate, train, export."""
+    recipe = read_recipe(TrainingRecipe, file)
+    changed: dict[str, Any] = {k: v for k, v in (("epochs", epochs), ("seed", seed)) if v is not None}
+    recipe = replace(recipe, training=replace(recipe.training, **changed))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "recipe.json", encode(recipe))
+    watch.stage("loading")
+    reading = Reading(batch_size=READ, normalize=recipe.normalize)
+    plain = load_data(recipe.data, reading)
+    data = training_set(recipe, plain, watch)
+    evaluation = load_data(recipe.evaluation, reading)
+    torch.manual_seed(recipe.training.seed)
+    net = load_model(recipe.network, None if recipe.weights is None else Path(recipe.weights))
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = load_model(recipe.teacher, None if recipe.teacher_weights is None else Path(recipe.teacher_weights))
+    model = quantized(recipe, net, data, folder, watch) if recipe.quantization else net
+    record = train(model, data, evaluation, recipe.training, folder=folder, teacher=teacher, progress=watch)
+    artifact = None
+    if not record.not_converged:
+        watch.stage("writing the result")
+        artifact = written(model, folder)
+    result = Trained(recipe=recipe, record=record, folder=folder, artifact=artifact)
+    write_json(folder / "record.json", as_json(result))
+    return result
+
+
+def training_set(recipe: TrainingRecipe, plain: Batches, watch: Watch) -> TrainingSet:
+    """The training batches of a recipe."""
+    a, seed = recipe.augmentation, recipe.training.seed
+    read = plain.watched(watch, "reading the training data")
+    return TrainingSet(read, batch_size=recipe.batch_size, crop=a.crop, mirror=a.mirror, seed=seed)
+
+
+def quantized(recipe: TrainingRecipe, net: nn.Module, data: TrainingSet, folder: Path, watch: Watch) -> fx.GraphModule:
+    """The prepared network, calibrated unless a checkpoint of this run will set its state."""
+    assert recipe.quantization is not None
+    watch.stage("capturing the network")
+    model = prepare_with_recipe(net, data.x[:1], recipe.quantization)
+    if not (folder / "last.safetensors").exists():
+        count = recipe.calibration_batches * recipe.batch_size
+        calibrate(
+            model, torch.split(data.x[:count], recipe.batch_size), recipe.quantization.observation(), progress=watch
+        )
+    return model
+
+
+def written(model: nn.Module, folder: Path) -> Artifact | None:
+    """The ONNX file of a quantized network, the weights of a float one."""
+    if not isinstance(model, fx.GraphModule):
+        save_weights(model, folder / "weights.safetensors")
+        return None
+    finish(model)
+    return export(model, folder / "net.onnx")
+
+
+def as_json(result: Trained) -> dict[str, Any]:
+    """The record of the run for programs."""
+    r = result.record
+    return {
+        "recipe": encode(result.recipe),
+        "not_converged": r.not_converged,
+        "seconds": r.seconds,
+        "epochs": [encode(e) for e in r.epochs],
+        "last": None if r.last is None else r.last.accuracy,
+        "best": None if r.best is None else r.best.accuracy,
+        "integers_sha256": None if result.artifact is None else result.artifact.integers_sha256,
+    }
+
+
+def table(result: Trained) -> Table:
+    """The record of the run for a person."""
+    r, s = result.record, result.recipe.training
+    found: list[tuple[str, Any]] = [("network", result.recipe.network), ("trained", _schedule(s))]
+    if r.not_converged:
+        found.append(("result", f"NC (not converged): {r.not_converged}"))
+    for name, epoch in (("last", r.last), ("best", r.best)):
+        if epoch is not None:
+            found.append((name, f"{epoch.accuracy:.2f} % ({epoch.right} of {epoch.total}), epoch {epoch.number}"))
+    found += [("time", f"{r.seconds:.0f} s"), ("folder", str(result.folder))]
+    return facts(found)
+
+
+def _schedule(s: Training) -> str:
+    return f"{s.epochs} epochs, {s.optimizer}, learning rate {s.learning_rate:g}, {s.schedule}, seed {s.seed}"

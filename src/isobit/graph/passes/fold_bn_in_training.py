@@ -1,0 +1,57 @@
+"""Batch-norm folding for training: layer and batch norm become one that trains as the merged layer will run."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import fx, nn
+
+from isobit.core.errors import SettingError
+from isobit.graph.folding import STRATEGIES, Strategy, fold_in_training
+from isobit.graph.passes.fold_bn import calls_of, obstacle
+from isobit.graph.passes.protocol import PassReport
+from isobit.graph.slots import weight_slot
+from isobit.graph.tensors import tensors_of
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldBatchNormInTraining:
+    """Fold by one of the strategies 1 to 4 of `isobit.graph.folding`.
+
+    `synchronized`: statistics of strategies 2 to 4 are those of all processes; False for each its own (4*).
+    """
+
+    strategy: Strategy = 4
+    synchronized: bool = True
+    name: str = "fold_bn_in_training"
+    requires: str = "a model with quantizers"
+    ensures: str = "the output in eval mode is that of the network with batch norm folded; state keys stay"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES[2:]:
+            raise SettingError(f"batch norm is folded in training by strategy 1, 2, 3 or 4, not {self.strategy!r}")
+
+    def apply(self, model: fx.GraphModule) -> PassReport:
+        """Fold in place; a batch norm that cannot be folded stays and is named."""
+        tensors, calls = tensors_of(model), calls_of(model)
+        done, left = [], []
+        for node in list(model.graph.nodes):
+            if tensors.kinds[node] != "batch_norm" or node.op != "call_module":
+                continue
+            (source,) = tensors.inputs(node)
+            why = obstacle(model, source, node, calls)
+            layer = None if why else model.get_submodule(str(source.target))
+            if layer is not None and weight_slot(layer) is None:
+                why = f"{source.target} is not quantized"
+            if why:
+                left.append(f"{node.target}: {why}")
+                continue
+            norm = model.get_submodule(str(node.target))
+            assert layer is not None and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            fold_in_training(layer, norm, self.strategy, synchronized=self.synchronized)
+            node.replace_all_uses_with(source)
+            model.graph.erase_node(node)
+            done.append(str(node.target))
+        model.graph.lint()
+        model.recompile()
+        return PassReport(changed=tuple(done), left=tuple(left), largest_error=0.0)

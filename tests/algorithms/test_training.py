@@ -1,0 +1,190 @@
+"""Training: it learns, it resumes to the bit, it stops where nothing is learned, and its parts are their formulas."""
+
+import copy
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import isobit
+from isobit.algorithms.calibration import Observation, calibrate, finish
+from isobit.core.errors import CalibrationError, SettingError
+from isobit.observers import MeanAbs
+
+pytest.importorskip("lightning", reason="Lightning is not installed")
+
+from isobit.algorithms.training import Training, train
+from isobit.algorithms.training_task import learning_rate_factor, parameter_groups, soft_targets
+
+
+class Blobs:
+    """Two classes that a small network tells apart, a function of the epoch; may die in the middle of one."""
+
+    steps = 6
+
+    def __init__(self, *, dies_in: int | None = None) -> None:
+        self.dies_in = dies_in
+
+    def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(number)
+        for step in range(self.steps):
+            if number == self.dies_in and step == 3:
+                raise RuntimeError("killed")
+            y = torch.randint(0, 2, (16,), generator=generator)
+            x = torch.randn(16, 2, 6, 6, generator=generator) + y[:, None, None, None]
+            yield x[rank::ranks], y[rank::ranks]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 2),
+    )  # fmt: skip
+
+
+def evaluation() -> list[tuple[Tensor, Tensor]]:
+    return list(Blobs().epoch(99))
+
+
+def prepared(bn_fold: int | None = None) -> nn.Module:
+    x = next(iter(Blobs().epoch(0)))[0]
+    names = {"weight_quantizer": "lsq", "activation_quantizer": "lsq"}
+    model = isobit.prepare(network(), x, target="tensorrt", bits=4, bn_fold=bn_fold, **names)
+    calibrate(model, [x], Observation(weight=MeanAbs(), activation=MeanAbs()))
+    return model
+
+
+def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:
+    model = network()
+    record = train(model, Blobs(), evaluation(), Training(epochs=3, learning_rate=0.05), folder=tmp_path)
+    assert not record.not_converged
+    assert [e.number for e in record.epochs] == [1, 2, 3]
+    assert record.last is not None and record.last.accuracy > 80
+    assert record.epochs[-1].loss < record.epochs[0].loss
+    right = sum(int((model.eval()(x).argmax(1) == y).sum()) for x, y in evaluation())
+    assert right == record.last.right
+    assert {p.name for p in tmp_path.iterdir()} == {"last.safetensors", "best.safetensors", "metrics.csv"}
+
+
+@pytest.mark.parametrize("bn_fold", [-1, 0, 1, 2, 3, 4])
+def test_an_interrupted_run_ends_with_the_same_integers(bn_fold: int, tmp_path: Path) -> None:
+    settings = Training(epochs=4, learning_rate=0.02, clip_norm=1.0, warmup_epochs=0.5)
+    whole = prepared(bn_fold)
+    want = train(whole, Blobs(), evaluation(), settings, folder=tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(prepared(bn_fold), Blobs(dies_in=2), evaluation(), settings, folder=tmp_path / "broken")
+    torch.manual_seed(123)  # a fresh process draws other numbers
+    resumed = prepared(bn_fold)
+    got = train(resumed, Blobs(), evaluation(), settings, folder=tmp_path / "broken")
+    assert got.epochs == want.epochs
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())
+    hashes = []
+    for model in (whole, resumed):
+        finish(model)
+        hashes.append(isobit.export(model, tmp_path / "net.onnx").integers_sha256)
+    assert hashes[0] == hashes[1]
+
+
+def test_the_same_run_again_changes_nothing(tmp_path: Path) -> None:
+    settings = Training(epochs=2, learning_rate=0.02)
+    first = prepared()
+    want = train(first, Blobs(), evaluation(), settings, folder=tmp_path)
+    again = prepared()
+    got = train(again, Blobs(), evaluation(), settings, folder=tmp_path)
+    assert got.epochs == want.epochs
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(network(), Blobs(), evaluation(), Training(epochs=1), folder=tmp_path)
+    with pytest.raises(SettingError, match=r"holds a run with learning_rate = 0\.01, this one has 0\.02"):
+        train(network(), Blobs(), evaluation(), Training(epochs=1, learning_rate=0.02), folder=tmp_path)
+
+
+def test_a_run_that_diverges_is_stopped_and_says_why(tmp_path: Path) -> None:
+    record = train(network(), Blobs(), evaluation(), Training(epochs=5, learning_rate=1e6), folder=tmp_path)
+    assert "loss" in record.not_converged
+    assert len(record.epochs) < 5
+
+
+def test_a_run_that_learns_nothing_is_stopped(tmp_path: Path) -> None:
+    class Noise(Blobs):
+        def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[tuple[Tensor, Tensor]]:
+            for x, y in super().epoch(number):
+                yield torch.zeros_like(x), y
+
+    record = train(network(), Noise(), evaluation(), Training(epochs=6, learning_rate=0.5), folder=tmp_path)
+    assert "is not below that of guessing, 0.693" in record.not_converged
+
+
+def test_an_uncalibrated_model_is_refused(tmp_path: Path) -> None:
+    x = next(iter(Blobs().epoch(0)))[0]
+    model = isobit.prepare(network(), x, target="tensorrt")
+    with pytest.raises(CalibrationError, match="has no range yet"):
+        train(model, Blobs(), evaluation(), Training(epochs=1), folder=tmp_path)
+
+
+def test_distillation_needs_a_teacher_and_follows_it(tmp_path: Path) -> None:
+    settings = Training(epochs=6, distillation=1.0, temperature=2.0, learning_rate=0.05)
+    with pytest.raises(SettingError, match="needs a teacher"):
+        train(network(), Blobs(), evaluation(), settings, folder=tmp_path)
+    teacher = network()
+    train(teacher, Blobs(), evaluation(), Training(epochs=3, learning_rate=0.05), folder=tmp_path / "teacher")
+    before = copy.deepcopy(teacher.state_dict())
+    record = train(network(), Blobs(), evaluation(), settings, folder=tmp_path / "student", teacher=teacher)
+    assert record.last is not None and record.last.accuracy > 80
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_soft_targets_are_the_divergence_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    student = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 4, dtype=torch.float64)
+    t = 3.0
+    p, q = F.softmax(teacher / t, 1), F.softmax(student.detach() / t, 1)
+    loss = soft_targets(student, teacher, t)
+    torch.testing.assert_close(loss.detach(), t * t * (p * (p / q).log()).sum() / 5, rtol=1e-12, atol=0)
+    (grad,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(grad, t * (q - p) / 5, rtol=1e-12, atol=1e-15)
+
+
+def test_learning_rates() -> None:
+    def factor(step: int, schedule: str = "cosine") -> float:
+        return learning_rate_factor(step, steps=100, warmup=10, schedule=schedule)
+
+    assert [factor(s) for s in (0, 4, 9)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
+    assert factor(10) == 1.0
+    assert factor(55) == pytest.approx(0.5)
+    assert factor(100) == pytest.approx(0.0)
+    assert factor(70, "constant") == 1.0
+
+
+def test_quantizers_have_groups_of_their_own() -> None:
+    model = prepared()
+    settings = Training(learning_rate=0.1, weight_decay=1e-3, quantizer_learning_rate=0.1)
+    weights, scales = parameter_groups(model, settings)
+    assert (weights["lr"], weights["weight_decay"]) == (0.1, 1e-3)
+    assert scales["lr"] == pytest.approx(0.01)
+    assert scales["weight_decay"] == 0.0
+    assert len(scales["params"]) == sum(n.endswith("quantizer.scale") for n, _ in model.named_parameters())
+    assert len(weights["params"]) + len(scales["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optimizer": "adamm"}, "optimizer has to be sgd or adamw, got 'adamm'"),
+        ({"epochs": 0}, "epochs has to be at least 1"),
+        ({"learning_rate": math.nan}, "learning_rate has to be above 0"),
+        ({"warmup_epochs": 10.0}, "warmup_epochs has to be from 0 to below epochs"),
+        ({"ema_decay": 1.0}, "ema_decay has to lie between 0 and 1"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        Training(**settings)  # type: ignore[arg-type]
