@@ -1,7 +1,6 @@
 """The contract of every quantizer in the table."""
 
 import importlib
-import itertools
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -35,20 +34,17 @@ FORMS = gradients.closed_forms()
 CASES = [(name, case) for name, form in FORMS.items() for case in form.CASES]
 
 
-def builds() -> list[Any]:
-    """Every quantizer with every scheme and role that it does not refuse."""
+def taken(name: str, role: Role) -> list[Scheme]:
+    """The schemes that a quantizer does not refuse in a role; a refusal is a sentence."""
     found = []
-    for name, (words, scheme), role in itertools.product(QUANTIZERS, SCHEMES.items(), ROLES):
+    for scheme in SCHEMES.values():
         try:
             QUANTIZERS[name]().build(scheme, role=role)
         except UnsupportedError as refused:
             assert len(str(refused)) > 20
         else:
-            found.append(pytest.param(name, scheme, role, id=f"{name}-{words}-{role}"))
+            found.append(scheme)
     return found
-
-
-BUILDS = builds()
 
 
 def calibrated(name: str, scheme: Scheme, role: Role, x: torch.Tensor) -> torch.nn.Module:
@@ -66,32 +62,36 @@ def a_build(name: str) -> tuple[QuantizerSettings, Scheme, Role]:
     return found
 
 
-@pytest.mark.parametrize(("name", "scheme", "role"), BUILDS)
-def test_output_lies_on_the_declared_grid(name: str, scheme: Scheme, role: Role) -> None:
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_output_lies_on_the_declared_grid(name: str, role: Role) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 257)
-    quantizer = calibrated(name, scheme, role, x).eval()
-    y = quantizer(x)
-    grid = quantizer.grid()
-    rows = [y] if isinstance(scheme.granularity, PerTensor) else list(y)
-    assert all(row.unique().numel() <= 2**scheme.bits for row in rows)
-    if isinstance(grid, QParams):
-        torch.testing.assert_close(grid.dequantize(grid.quantize(y)), y, rtol=0, atol=0)
-        assert set(grid.quantize(x).unique().tolist()) <= set(grid.scheme.levels)
-        torch.testing.assert_close(grid.fake_quantize(y), y, rtol=0, atol=0)
-        if role == "activation" or name == "fixed":  # an engine sees x itself; weights may be transformed before
-            torch.testing.assert_close(grid.fake_quantize(x), y, rtol=0, atol=0)
+    for scheme in taken(name, role):
+        quantizer = calibrated(name, scheme, role, x).eval()
+        y = quantizer(x)
+        grid = quantizer.grid()
+        rows = [y] if isinstance(scheme.granularity, PerTensor) else list(y)
+        assert all(row.unique().numel() <= 2**scheme.bits for row in rows), scheme
+        if isinstance(grid, QParams):
+            assert torch.equal(grid.dequantize(grid.quantize(y)), y), scheme
+            assert torch.equal(grid.fake_quantize(y), y), scheme
+            assert set(grid.quantize(x).unique().tolist()) <= set(grid.scheme.levels), scheme
+            if role == "activation" or name == "fixed":  # an engine sees x itself; weights may be transformed before
+                assert torch.equal(grid.fake_quantize(x), y), scheme
 
 
-@pytest.mark.parametrize(("name", "scheme", "role"), BUILDS)
-def test_state_round_trips_into_a_fresh_module(name: str, scheme: Scheme, role: Role) -> None:
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_state_round_trips_into_a_fresh_module(name: str, role: Role) -> None:
     x = torch.randn(4, 33).abs()
-    quantizer = calibrated(name, scheme, role, x).eval()
-    fresh = QUANTIZERS[name]().build(scheme, role=role).eval()
-    state = {k: v.contiguous() for k, v in quantizer.state_dict().items()}
-    fresh.load_state_dict(load(save(state)) if state else {})
-    assert torch.equal(fresh(x), quantizer(x))
-    assert fresh.grid().scheme == quantizer.grid().scheme
+    for scheme in taken(name, role):
+        quantizer = calibrated(name, scheme, role, x).eval()
+        fresh = QUANTIZERS[name]().build(scheme, role=role).eval()
+        state = {k: v.contiguous() for k, v in quantizer.state_dict().items()}
+        fresh.load_state_dict(load(save(state)) if state else {})
+        assert torch.equal(fresh(x), quantizer(x)), scheme
+        assert fresh.grid().scheme == quantizer.grid().scheme
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -110,20 +110,23 @@ def test_running_before_calibration_is_an_error(name: str) -> None:
         settings.build(scheme, role=role)(torch.zeros(2, 2))
 
 
-def test_every_quantizer_takes_some_scheme() -> None:
-    assert {build.values[0] for build in BUILDS} == set(QUANTIZERS)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_some_scheme_is_taken(name: str) -> None:
+    assert taken(name, "weight") or taken(name, "activation")
 
 
 @pytest.mark.parametrize("name", ["fixed", "dynamic"])
 def test_gradient_to_the_input_is_straight_through(name: str) -> None:
-    x = (torch.randn(4, 50, dtype=torch.float64)).requires_grad_()
+    torch.manual_seed(0)
+    x = torch.randn(4, 50, dtype=torch.float64).requires_grad_()
     quantizer = calibrated(name, Scheme(bits=3), "activation", x.detach()).double()
     upstream = torch.randn_like(x)
     (grad,) = torch.autograd.grad(quantizer(x), x, upstream)
     scale = x.detach().abs().max().float().double() / 3
     u = x.detach() / (scale if name == "dynamic" else quantizer.grid().scale.double())
     inside = (u > -4) & (u < 3)
-    assert torch.equal(grad, upstream * inside)
+    at_the_end = (u.abs() - 3).abs() < 1e-6  # the largest value, which the rounding of the scale puts on either side
+    assert torch.equal(grad[~at_the_end], (upstream * inside)[~at_the_end])
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
