@@ -6,8 +6,13 @@ from torch import nn
 
 import isobit
 from isobit.algorithms.calibration import in_place
+from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import CalibrationError
+from isobit.core.qparams import QParams
+from isobit.core.scheme import Scheme
 from isobit.graph.capture import capture
+from isobit.quantizers import Fixed
+from isobit.targets import TARGETS
 
 
 def network() -> nn.Module:
@@ -98,3 +103,38 @@ def test_activations_overwrite_only_what_a_layer_made_for_them() -> None:
         assert torch.equal(model(x), want)
     assert torch.equal(x, kept)
     assert not model.first.inplace
+
+
+def test_a_quantizer_may_start_from_the_weight_itself() -> None:
+    class Starting(nn.Module):
+        def __init__(self, scheme: Scheme) -> None:
+            super().__init__()
+            self.inner = Fixed().build(scheme, role="weight")
+            self.scheme = scheme
+
+        def calibrate(self, qparams: QParams) -> None:
+            self.inner.calibrate(qparams)
+
+        def start(self, weight: torch.Tensor) -> None:
+            self.copy = nn.Parameter(weight)
+
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            del w
+            return self.inner(self.copy)
+
+        def grid(self) -> QParams:
+            return self.inner.grid()
+
+    class Settings:
+        observer = "min_max"
+
+        def build(self, scheme: Scheme, *, role: str = "activation") -> nn.Module:
+            return Starting(scheme)
+
+    net = network().eval()
+    profile = TARGETS["tensorrt"]
+    model = PostTraining(preparing=Preparing(weight=Settings())).apply(net, data()[0][:1], data(), profile)
+    model.train()(data()[0]).square().sum().backward()
+    found = {name: p for name, p in model.named_parameters() if name.endswith("quantizer.copy")}
+    assert len(found) == 3
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in found.values())

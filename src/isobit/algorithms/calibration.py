@@ -54,8 +54,13 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
         slot.mode = "observe"
     with fastest_layout(model) as layout, in_place(model):
         samples = _run(model, data, layout, progress)
-    for slot in [*weights, *activations]:
+    for slot in activations:
         slot.calibrate()
+    for slot, weight in weights.items():
+        slot.calibrate()
+        if callable(start := getattr(slot.quantizer, "start", None)):
+            with torch.inference_mode(False), torch.no_grad():  # what it creates will be trained
+                start(weight.clone())
     _clone_out_of_inference_mode(model)
     return samples
 
@@ -69,17 +74,18 @@ def finish(model: fx.GraphModule) -> None:
     round_biases(model)
 
 
-def _observe_weights(model: fx.GraphModule, observation: Observation) -> list[Slot]:
-    found: list[Slot] = []
+def _observe_weights(model: fx.GraphModule, observation: Observation) -> dict[Slot, Tensor]:
+    """Show each weight to the observer of its slot; the weights by slot."""
+    found: dict[Slot, Tensor] = {}
     for layer in model.modules():
         slot = weight_slot(layer)
         if slot is None or slot in found:
             continue
         slot.observer = observation.settings_of(slot, is_weight=True).build(slot.quantizer.scheme)  # type: ignore[arg-type]
         slot.mode = "observe"
-        slot(weight_and_bias(layer)[0])
+        found[slot] = weight_and_bias(layer)[0]
+        slot(found[slot])
         slot.mode = "float"
-        found.append(slot)
     return found
 
 

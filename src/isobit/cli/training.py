@@ -16,6 +16,7 @@ from isobit.cli.loading import load_model
 from isobit.cli.output import facts
 from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
+from isobit.core.errors import UnsupportedError
 from isobit.core.files import write_json
 from isobit.core.weights import save_weights
 from isobit.recipes.codec import encode, read_recipe
@@ -28,12 +29,13 @@ READ = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What came out. `float_right` counts the float network's right answers where a quantized one was trained."""
+    """What came out. `not_exported` says why there is no file, where a quantized network has none."""
 
     recipe: TrainingRecipe
     record: TrainingRecord
     folder: Path
     artifact: Artifact | None
+    not_exported: str = ""
 
 
 def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch: Watch) -> Trained:
@@ -55,11 +57,13 @@ def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch
         teacher = load_model(recipe.teacher, None if recipe.teacher_weights is None else Path(recipe.teacher_weights))
     model = quantized(recipe, net, data, folder, watch) if recipe.quantization else net
     record = train(model, data, evaluation, recipe.training, folder=folder, teacher=teacher, progress=watch)
-    artifact = None
+    result = Trained(recipe=recipe, record=record, folder=folder, artifact=None)
     if not record.not_converged:
         watch.stage("writing the result")
-        artifact = written(model, folder)
-    result = Trained(recipe=recipe, record=record, folder=folder, artifact=artifact)
+        try:
+            result = replace(result, artifact=written(model, folder))
+        except UnsupportedError as error:
+            result = replace(result, not_exported=str(error))
     write_json(folder / "record.json", as_json(result))
     return result
 
@@ -103,6 +107,7 @@ def as_json(result: Trained) -> dict[str, Any]:
         "epochs": [encode(e) for e in r.epochs],
         "last": None if r.last is None else r.last.accuracy,
         "best": None if r.best is None else r.best.accuracy,
+        "not_exported": result.not_exported,
         "integers_sha256": None if result.artifact is None else result.artifact.integers_sha256,
     }
 
@@ -116,6 +121,8 @@ def table(result: Trained) -> Table:
     for name, epoch in (("last", r.last), ("best", r.best)):
         if epoch is not None:
             found.append((name, f"{epoch.accuracy:.2f} % ({epoch.right} of {epoch.total}), epoch {epoch.number}"))
+    if result.not_exported:
+        found.append(("no file", result.not_exported))
     found += [("time", f"{r.seconds:.0f} s"), ("folder", str(result.folder))]
     return facts(found)
 

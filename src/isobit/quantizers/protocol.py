@@ -33,7 +33,10 @@ class Quantizer(Protocol):
 class QuantizerSettings(Protocol):
     """Frozen settings of a quantizer. `observer` names the observer that gives its initial parameters.
 
-    A class variable `weight_observer` names another one for weights.
+    A class variable `weight_observer` names another one for weights. A module may have more than a `Quantizer`:
+    `start(weight)`, called after `calibrate` with the float weight; `advance(progress)`, called by the training loop
+    with the part of the training that is done, from 0 to 1; `penalty()`, added to the loss; `learning_rate_scale` and
+    `weight_decay`, for its own parameters.
     """
 
     observer: ClassVar[str]

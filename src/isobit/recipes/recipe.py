@@ -11,6 +11,7 @@ from isobit.core.scheme import Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
 from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
+from isobit.recipes.methods import METHODS, Method
 from isobit.recipes.table import look_up
 from isobit.targets import TARGETS, Profile
 
@@ -24,6 +25,7 @@ class Recipe:
     Bits are the target's own where they are None. An observer that is None is the quantizer's own; for `fixed`
     that is `min_max` at 8 bits and where each channel has a scale, and `mse` for one scale of fewer bits, where
     clipping the tails pays.
+    `method` names both quantizers at once, as `isobit.recipes.methods` has them.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
     process has batch statistics of its own (4*).
@@ -33,6 +35,7 @@ class Recipe:
     format: int = FORMAT
     weight_bits: int | None = None
     activation_bits: int | None = None
+    method: str | None = None
     weight_quantizer: str = "fixed"
     activation_quantizer: str = "fixed"
     weight_observer: str | None = None
@@ -48,6 +51,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise SettingError(f"this isobit reads recipes of format {FORMAT}, this one has format {self.format}")
+        if self.method is not None and (self.weight_quantizer, self.activation_quantizer) != ("fixed", "fixed"):
+            raise SettingError("give either method, or weight_quantizer and activation_quantizer, not both")
 
     def profile(self) -> Profile:
         """The target at the recipe's widths."""
@@ -60,8 +65,11 @@ class Recipe:
 
     def preparing(self) -> Preparing:
         """The settings of the preparation."""
-        weight = look_up("quantizer", QUANTIZERS, self.weight_quantizer)()
-        activation = look_up("quantizer", QUANTIZERS, self.activation_quantizer)()
+        names = Method(self.weight_quantizer, self.activation_quantizer)
+        if self.method is not None:
+            names = look_up("method", METHODS, self.method)
+        weight = look_up("quantizer", QUANTIZERS, names.weight)()
+        activation = look_up("quantizer", QUANTIZERS, names.activation)()
         return Preparing(
             weight=weight, activation=activation, rules=self.rules(), bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,

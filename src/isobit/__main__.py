@@ -1,0 +1,6 @@
+"""`python -m isobit`."""
+
+from isobit.cli import main
+
+if __name__ == "__main__":
+    main()

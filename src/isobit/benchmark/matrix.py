@@ -1,0 +1,149 @@
+"""A matrix of training runs: every combination of methods, widths, targets, foldings and seeds, and their table."""
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isobit.core.errors import IsobitError, SettingError
+from isobit.core.files import write_json
+from isobit.core.progress import Progress, silent
+from isobit.recipes.codec import encode
+from isobit.recipes.recipe import Recipe
+from isobit.recipes.training import TrainingRecipe
+
+NOT_CONVERGED = 10
+"""The exit code of `isobit train` for a run that did not converge: a result, not a failure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axes:
+    """The values of each axis. `bits` are one number for weights and activations, or (weight, activation)."""
+
+    method: tuple[str, ...]
+    bits: tuple[int | tuple[int, int], ...] = (4,)
+    target: tuple[str, ...] = ("academic",)
+    bn_fold: tuple[int, ...] | None = None
+    seed: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matrix:
+    """`recipe` is what all runs share; its `quantization` is made from the axes. `float_accuracy` is the baseline's."""
+
+    recipe: TrainingRecipe
+    axes: Axes
+    format: int = 1
+    float_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format != 1:
+            raise SettingError(f"this isobit reads matrices of format 1, this one has format {self.format}")
+        if self.recipe.quantization is not None:
+            raise SettingError("recipe.quantization is made from the axes: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One cell and one seed."""
+
+    name: str
+    recipe: TrainingRecipe
+
+
+def runs(matrix: Matrix) -> list[Run]:
+    """All runs, in the order of the axes; raises UnknownNameError or SettingError for a cell that cannot be made."""
+    a = matrix.axes
+    found = []
+    for method, bits, target, fold, seed in itertools.product(
+        a.method, a.bits, a.target, a.bn_fold if a.bn_fold is not None else (None,), a.seed
+    ):
+        weight, activation = bits if isinstance(bits, tuple) else (bits, bits)
+        quantization = Recipe(
+            target=target, method=method, weight_bits=weight, activation_bits=activation, bn_fold=fold, seed=seed
+        )
+        quantization.profile()
+        quantization.preparing()
+        recipe = replace(matrix.recipe, quantization=quantization, training=replace(matrix.recipe.training, seed=seed))
+        folded = "" if fold is None else f"-fold{fold}"
+        found.append(Run(name=f"{method}-w{weight}a{activation}-{target}{folded}-seed{seed}", recipe=recipe))
+    return found
+
+
+Worker = Callable[[Run, Path], None]
+"""Does one run in its folder."""
+
+
+def in_a_process(run: Run, folder: Path) -> None:
+    """`isobit train` in a process of its own; raises IsobitError with what it said where it failed."""
+    recipe = folder / "matrix_recipe.json"
+    write_json(recipe, encode(run.recipe))
+    command = [sys.executable, "-m", "isobit", "train", str(recipe), "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, NOT_CONVERGED):
+        raise IsobitError(f"{run.name} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else '?'}")
+
+
+def run_matrix(
+    matrix: Matrix, folder: Path, *, worker: Worker = in_a_process, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """Do what is not done yet and give all records. A run that was interrupted goes on; one that is done is read.
+
+    Raises IsobitError where a run fails; the others' results stay.
+    """
+    todo = runs(matrix)
+    records = []
+    for number, run in enumerate(todo, start=1):
+        place = folder / run.name
+        place.mkdir(parents=True, exist_ok=True)
+        record = place / "record.json"
+        if not _is_of(record, run.recipe):
+            worker(run, place)
+        records.append({"run": run.name, **json.loads(record.read_text())})
+        progress("training the matrix", number, len(todo))
+    write_json(folder / "records.json", records)
+    return records
+
+
+def _is_of(record: Path, recipe: TrainingRecipe) -> bool:
+    """Whether a record is there and is that of this very recipe."""
+    if not record.is_file():
+        return False
+    found = json.loads(record.read_text())["recipe"]
+    if found != json.loads(json.dumps(encode(recipe))):
+        raise SettingError(
+            f"{record.parent} holds the result of another recipe: choose another folder, or delete that one"
+        )
+    return True
+
+
+def markdown(records: Iterable[Mapping[str, Any]], *, float_accuracy: float | None = None) -> str:
+    """One row for each cell: last and best top-1 in per cent, the mean over seeds ± half their spread, or NC."""
+    cells: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        q = record["recipe"]["quantization"]
+        fold = "target's" if q.get("bn_fold") is None else str(q["bn_fold"])
+        key = (q["method"], f"W{q['weight_bits']}A{q['activation_bits']}", q["target"], fold)
+        cells.setdefault(key, []).append(record)
+    lines = ["| method | bits | target | folding | last | best | float - last | seconds |", "| --- " * 8 + "|"]
+    for key, found in cells.items():
+        converged = [r for r in found if not r["not_converged"]]
+        if not converged:
+            lines.append(f"| {' | '.join(key)} | NC | NC | | |")
+            continue
+        last, best = ([r[which] for r in converged] for which in ("last", "best"))
+        lost = "" if float_accuracy is None else f"{float_accuracy - statistics.mean(last):.2f}"
+        note = "" if len(converged) == len(found) else f" ({len(found) - len(converged)} of {len(found)} NC)"
+        seconds = statistics.mean(r["seconds"] for r in converged)
+        lines.append(f"| {' | '.join(key)} | {_spread(last)}{note} | {_spread(best)} | {lost} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2f}"
