@@ -40,6 +40,8 @@ def errors(form: ModuleType, case: str) -> dict[str, float]:
     observer = OBSERVERS[settings.observer]().build(quantizer.scheme)
     observer.see(0.4 * x.float())
     quantizer.calibrate(observer.qparams())
+    if callable(start := getattr(quantizer, "start", None)):
+        start(0.4 * x.float())
     quantizer.double()
     x.requires_grad_()
     y = quantizer(x)

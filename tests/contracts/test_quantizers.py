@@ -51,6 +51,8 @@ def calibrated(name: str, scheme: Scheme, role: Role, x: torch.Tensor) -> torch.
     quantizer = QUANTIZERS[name]().build(scheme, role=role)
     low, high = (x.amin(), x.amax()) if isinstance(scheme.granularity, PerTensor) else (x.amin(1), x.amax(1))
     quantizer.calibrate(qparams_of_range(low, high, quantizer.scheme))
+    if callable(start := getattr(quantizer, "start", None)):
+        start(x)
     return quantizer
 
 

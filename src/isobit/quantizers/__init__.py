@@ -8,6 +8,7 @@ from isobit.quantizers.dsq import Dsq
 from isobit.quantizers.dynamic import Dynamic, DynamicQuantizer
 from isobit.quantizers.ewgs import Ewgs
 from isobit.quantizers.fixed import Fixed, FixedQuantizer
+from isobit.quantizers.inq import Inq
 from isobit.quantizers.ir_net import IrNet
 from isobit.quantizers.k_means import KMeans
 from isobit.quantizers.lsq import Lsq, LsqQuantizer
@@ -16,6 +17,7 @@ from isobit.quantizers.pact import Pact
 from isobit.quantizers.protocol import Quantizer, QuantizerSettings, Role
 from isobit.quantizers.qil import Qil
 from isobit.quantizers.sawb import Sawb
+from isobit.quantizers.slb import Slb
 from isobit.quantizers.tqt import Tqt
 from isobit.quantizers.ttq import Ttq
 from isobit.quantizers.twn import Twn
@@ -39,6 +41,8 @@ QUANTIZERS: dict[str, type[QuantizerSettings]] = {
     "bwn": Bwn,
     "bi_real": BiReal,
     "ir_net": IrNet,
+    "slb": Slb,
+    "inq": Inq,
 }
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "Ewgs",
     "Fixed",
     "FixedQuantizer",
+    "Inq",
     "IrNet",
     "KMeans",
     "Lsq",
@@ -64,6 +69,7 @@ __all__ = [
     "QuantizerSettings",
     "Role",
     "Sawb",
+    "Slb",
     "Tqt",
     "Ttq",
     "Twn",

@@ -27,6 +27,8 @@ METHODS: dict[str, Method] = {
     "ttq": Method("ttq", "lsq"),
     "bwn": Method("bwn", "lsq"),
     "ir_net": Method("ir_net", "lsq"),
+    "slb": Method("slb", "lsq"),
+    "inq": Method("inq", "fixed"),
     "bi_real": Method("bi_real", "bi_real"),
 }
 """A method is a line here."""
