@@ -1,5 +1,6 @@
 """Quantizers: small modules that declare their grid. A new one costs a file and a line in this table."""
 
+from isobit.quantizers.abc_net import AbcNet
 from isobit.quantizers.apot import Apot
 from isobit.quantizers.bi_real import BiReal
 from isobit.quantizers.bwn import Bwn
@@ -11,8 +12,11 @@ from isobit.quantizers.fixed import Fixed, FixedQuantizer
 from isobit.quantizers.inq import Inq
 from isobit.quantizers.ir_net import IrNet
 from isobit.quantizers.k_means import KMeans
+from isobit.quantizers.lcq import Lcq
+from isobit.quantizers.logarithmic import Logarithmic
 from isobit.quantizers.lsq import Lsq, LsqQuantizer
 from isobit.quantizers.lsq_plus import LsqPlus
+from isobit.quantizers.n2uq import N2uq
 from isobit.quantizers.pact import Pact
 from isobit.quantizers.protocol import Quantizer, QuantizerSettings, Role
 from isobit.quantizers.qil import Qil
@@ -41,12 +45,17 @@ QUANTIZERS: dict[str, type[QuantizerSettings]] = {
     "bwn": Bwn,
     "bi_real": BiReal,
     "ir_net": IrNet,
+    "logarithmic": Logarithmic,
+    "lcq": Lcq,
+    "n2uq": N2uq,
+    "abc_net": AbcNet,
     "slb": Slb,
     "inq": Inq,
 }
 
 __all__ = [
     "QUANTIZERS",
+    "AbcNet",
     "Apot",
     "BiReal",
     "Bwn",
@@ -60,9 +69,12 @@ __all__ = [
     "Inq",
     "IrNet",
     "KMeans",
+    "Lcq",
+    "Logarithmic",
     "Lsq",
     "LsqPlus",
     "LsqQuantizer",
+    "N2uq",
     "Pact",
     "Qil",
     "Quantizer",
