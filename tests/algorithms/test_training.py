@@ -188,3 +188,46 @@ def test_quantizers_have_groups_of_their_own() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, object], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         Training(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["slb", "inq", "ir_net", "dsq", "pact"])
+def test_methods_with_schedules_and_penalties_resume_to_the_bit(method: str, tmp_path: Path) -> None:
+    def fresh() -> nn.Module:
+        x = next(iter(Blobs().epoch(0)))[0]
+        bits = 1 if method == "ir_net" else 4
+        model = isobit.prepare(
+            network(), x, target="tensorrt", weight_bits=bits, activation_bits=4, method=method, bn_fold=0
+        )
+        isobit.calibrate(model, [x])
+        return model
+
+    settings = Training(epochs=4, learning_rate=0.02)
+    whole, resumed = fresh(), fresh()
+    want = train(whole, Blobs(), evaluation(), settings, folder=tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(fresh(), Blobs(dies_in=3), evaluation(), settings, folder=tmp_path / "broken")
+    got = train(resumed, Blobs(), evaluation(), settings, folder=tmp_path / "broken")
+    assert got.epochs == want.epochs
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())
+
+
+def test_statistics_are_taken_anew_where_training_saw_other_weights(tmp_path: Path) -> None:
+    x = next(iter(Blobs().epoch(0)))[0]
+    right = []
+    for batches in (0, 6):
+        model = isobit.prepare(
+            network(), x, target="academic", weight_bits=2, activation_bits=8, weight_quantizer="slb", bn_fold=-1
+        )
+        isobit.calibrate(model, [x])
+        settings = Training(epochs=1, learning_rate=0.05, bn_recalibration=batches)
+        train(model, Blobs(), evaluation(), settings, folder=tmp_path / str(batches))
+        norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        seen: list[Tensor] = []
+        hook = norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            for x, _ in Blobs().epoch(0):
+                model.eval()(x)
+        hook.remove()
+        mean = torch.stack([s.mean((0, 2, 3)) for s in seen]).mean(0)
+        right.append(float((norm.running_mean - mean).abs().max() / mean.abs().max()))
+    assert right[1] < 1e-5 < right[0]

@@ -33,7 +33,9 @@ class Training:
 
     Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
     their algorithm says otherwise. `distillation` is the weight of the teacher's soft targets in the loss, with
-    `temperature`. `precision` is Lightning's.
+    `temperature`. `precision` is Lightning's. Where training computes with other weights than are deployed, as SLB does
+    (a quantizer's `differs_in_eval`), batch-norm statistics are taken anew from `bn_recalibration` training batches
+    before each evaluation.
     """
 
     epochs: int = 10
@@ -51,6 +53,7 @@ class Training:
     quantizer_weight_decay: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
+    bn_recalibration: int = 50
     precision: str = "32-true"
     seed: int = 0
 

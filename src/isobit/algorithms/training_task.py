@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.batch_norm import recalibrate_batch_norm
 from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
 from isobit.core.batches import Data, batches
 from isobit.core.checkpoint import load_checkpoint, save_checkpoint
@@ -181,8 +182,12 @@ class Task(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Count from 0."""
+        """Count from 0; statistics of the weights that are deployed, where training saw others."""
         self._right = self._total = 0
+        held = [module.quantizer for module in self.model.modules() if isinstance(module, Slot)]
+        if self.settings.bn_recalibration and any(getattr(q, "differs_in_eval", False) for q in held):
+            data = self.data.epoch(self.current_epoch)
+            recalibrate_batch_norm(self.model, data, batches=self.settings.bn_recalibration)
 
     def validation_step(self, batch: Any, _: int) -> None:
         """Count the images right."""

@@ -36,7 +36,8 @@ class QuantizerSettings(Protocol):
     A class variable `weight_observer` names another one for weights. A module may have more than a `Quantizer`:
     `start(weight)`, called after `calibrate` with the float weight; `advance(progress)`, called by the training loop
     with the part of the training that is done, from 0 to 1; `penalty()`, added to the loss; `learning_rate_scale` and
-    `weight_decay`, for its own parameters.
+    `weight_decay`, for its own parameters; `differs_in_eval`, where training computes with other weights than are
+    deployed.
     """
 
     observer: ClassVar[str]

@@ -78,6 +78,9 @@ class SlbQuantizer(nn.Module):
     close to w and W_q its nearest level. Memory and work are 2^b times a weight's. Shapes: w as given to `start`.
     """
 
+    differs_in_eval: ClassVar[bool] = True
+    """Training computes with expectations, evaluation with the weights that are chosen."""
+
     logits: nn.Parameter
     scale: Tensor
     zero_point: Tensor
