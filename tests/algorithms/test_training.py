@@ -231,3 +231,34 @@ def test_statistics_are_taken_anew_where_training_saw_other_weights(tmp_path: Pa
         mean = torch.stack([s.mean((0, 2, 3)) for s in seen]).mean(0)
         right.append(float((norm.running_mean - mean).abs().max() / mean.abs().max()))
     assert right[1] < 1e-5 < right[0]
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw", "learning_rate": 0.005}, {"ema_decay": 0.8}])
+def test_other_optimizers_and_averages_resume_to_the_bit(settings: dict[str, object], tmp_path: Path) -> None:
+    chosen = Training(**{"epochs": 3, "learning_rate": 0.05, **settings})  # type: ignore[arg-type]
+    whole, resumed = prepared(), prepared()
+    want = train(whole, Blobs(), evaluation(), chosen, folder=tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(prepared(), Blobs(dies_in=2), evaluation(), chosen, folder=tmp_path / "broken")
+    got = train(resumed, Blobs(), evaluation(), chosen, folder=tmp_path / "broken")
+    assert got.epochs == want.epochs
+    assert want.last is not None and want.last.accuracy > 70
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())
+
+
+def test_the_average_is_that_of_the_weights_of_each_step(tmp_path: Path) -> None:
+    plain, averaged = network(), network()
+    seen: list[Tensor] = []
+
+    hook = plain.register_forward_pre_hook(
+        lambda m, _: seen.append(m[0].weight.detach().clone()) if m.training else None
+    )
+    train(plain, Blobs(), evaluation(), Training(epochs=1, learning_rate=0.05), folder=tmp_path / "plain")
+    hook.remove()
+    settings = Training(epochs=1, learning_rate=0.05, ema_decay=0.5)
+    train(averaged, Blobs(), evaluation(), settings, folder=tmp_path / "averaged")
+    steps = [*seen[1:], plain[0].weight.detach()]
+    want = steps[0]
+    for weight in steps[1:]:
+        want = 0.5 * want + 0.5 * weight
+    torch.testing.assert_close(averaged[0].weight.detach(), want, rtol=1e-5, atol=1e-6)
