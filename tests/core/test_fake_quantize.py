@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from isobit.core.fake_quantize import FakeQuantize, fake_quantize, nearest_level
+from isobit.core.fake_quantize import FakeQuantize, fake_quantize, in_pieces, nearest_level
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, expand
 from isobit.core.grid import PowersOfTwo
 from isobit.core.rounding import Floor, HalfAway, HalfEven, Stochastic
@@ -137,3 +137,42 @@ def test_compile_gives_the_eager_values_and_gradients() -> None:
         traced = torch.autograd.grad(compiled(x, s), (x, s))
         for a, b in zip(eager, traced, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "flat"])
+@pytest.mark.parametrize(("low", "high", "z"), [(-8, 7, 0), (0, 255, 131), (0, 3, 0)])
+def test_a_large_tensor_in_pieces_is_the_same(
+    dtype: torch.dtype, layout: str, low: int, high: int, z: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 6, 100, 101, dtype=dtype, generator=generator)
+    upstream = torch.randn(x.shape, dtype=dtype, generator=generator)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "flat":
+        x, upstream = x.reshape(-1), upstream.reshape(-1)
+    scale, zero_point = torch.tensor(0.07, dtype=dtype), torch.tensor(z, dtype=torch.int32)
+    assert in_pieces(x, scale, zero_point)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        a, s = x.clone().requires_grad_(), scale.clone().requires_grad_()
+        y = FakeQuantize.apply(a, s, zero_point, low, high, HalfEven(), None)
+        return y, *torch.autograd.grad(y, (a, s), upstream)
+
+    pieces = run()
+    monkeypatch.setattr("isobit.core.fake_quantize.in_pieces", lambda *_: False)
+    whole = run()
+    assert torch.equal(pieces[0], whole[0])
+    assert torch.equal(pieces[1], whole[1])
+    torch.testing.assert_close(pieces[2], whole[2], rtol=1e-12 if dtype == torch.float64 else 2e-4, atol=1e-9)
+    assert pieces[0].stride() == x.stride()
+
+
+def test_only_large_dense_tensors_with_one_scale_go_in_pieces() -> None:
+    x, z = torch.zeros(4, 3, 200, 200), torch.tensor(0, dtype=torch.int32)
+    assert in_pieces(x, torch.tensor(1.0), z)
+    assert not in_pieces(x, torch.ones(3), z)
+    assert not in_pieces(x, torch.tensor(1.0), torch.tensor(0.5))
+    assert not in_pieces(x[:, :, ::2], torch.tensor(1.0), z)
+    assert not in_pieces(x[:1], torch.tensor(1.0), z)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from isobit.core.errors import SettingError
 from isobit.core.granularity import expand
 from isobit.core.grid import Codebook, MidRise, Uniform
-from isobit.core.rounding import Rounding, round_to_integer
+from isobit.core.rounding import HalfEven, Rounding, round_to_integer
 from isobit.core.scheme import Scheme
 
 
@@ -42,7 +42,10 @@ class FakeQuantize(torch.autograd.Function):
         """Shapes: x any; scale and zero_point broadcast against it."""
         ctx.save_for_backward(x, scale, zero_point)
         ctx.low, ctx.high, ctx.rounding, ctx.noise = low, high, rounding, noise
+        ctx.in_pieces = in_pieces(x, scale, zero_point) and isinstance(rounding, HalfEven)
         z = zero_point.to(x.dtype)
+        if ctx.in_pieces:
+            return _forward_in_pieces(x, scale, zero_point, low, high)
         q = round_to_integer(x / scale, rounding, noise) + z
         return (q.clamp(low, high) - z) * scale
 
@@ -52,6 +55,9 @@ class FakeQuantize(torch.autograd.Function):
         """See the class."""
         x, scale, zero_point = ctx.saved_tensors
         z = zero_point.to(x.dtype)
+        if ctx.in_pieces and not ctx.needs_input_grad[2]:
+            found = _backward_in_pieces(grad, x, scale, zero_point, ctx.low, ctx.high, to_scale=ctx.needs_input_grad[1])
+            return *found, None, None, None, None, None
         u = x / scale
         v = u + z
         inside = (v > ctx.low) & (v < ctx.high)
@@ -65,6 +71,58 @@ class FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_zero_point = (grad * torch.where(inside, 0.0, -scale)).sum_to_size(zero_point.shape)
         return grad_x, grad_scale, grad_zero_point, None, None, None, None
+
+
+PIECE = 1 << 17
+"""Values of a piece: what is computed of it in between stays in a core's cache."""
+
+
+def in_pieces(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
+    """Whether `x` is so large that it is worth going through it piece by piece: eager, on a CPU, with one scale and a
+    whole zero point.
+
+    A step of so simple arithmetic takes as long as moving its tensor through memory; in pieces all steps together do.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() < 2 * PIECE or scale.numel() != 1:
+        return False
+    if zero_point.is_floating_point():
+        return False
+    return type(x) in (Tensor, torch.nn.Parameter) and _is_dense(x)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of a dense tensor, in the order of its memory."""
+    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).view(-1).split(PIECE)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _forward_in_pieces(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    z, s = int(zero_point), scale.reshape(())
+    y = torch.empty_like(x)
+    for piece, out in zip(_pieces(x), _pieces(y), strict=True):
+        torch.div(piece, s, out=out)
+        out.round_().clamp_(low - z, high - z).mul_(s)
+    return y
+
+
+def _backward_in_pieces(
+    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, *, to_scale: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients to x and s; the latter as Σ g q̂ - Σ g_x u, which is the formula of the class summed."""
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    z, s = int(zero_point), scale.reshape(())
+    grad_x, total = torch.empty_like(x), torch.zeros((), dtype=x.dtype)
+    for g, piece, out in zip(_pieces(grad), _pieces(x), _pieces(grad_x), strict=True):
+        u = piece / s
+        torch.ops.aten.hardtanh_backward.grad_input(g, u, low - z, high - z, grad_input=out)  # g strictly inside
+        if to_scale:
+            total -= torch.dot(out, u)
+            total += torch.dot(g, u.round_().clamp_(low - z, high - z))
+    return grad_x, total.reshape(scale.shape) if to_scale else None
 
 
 class FakeQuantizeToLevels(torch.autograd.Function):
