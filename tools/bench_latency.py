@@ -44,7 +44,7 @@ RIVALS = {
 }
 HINTS = ("f32", "bf16")
 LOADS = 2
-"""Sessions of each file: where its memory lies makes one up to 7 % slower than another of the same file."""
+"""Sessions of each file: where its memory lies makes one slower than another of the same file."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

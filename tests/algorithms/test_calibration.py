@@ -138,3 +138,13 @@ def test_a_quantizer_may_start_from_the_weight_itself() -> None:
     found = {name: p for name, p in model.named_parameters() if name.endswith("quantizer.copy")}
     assert len(found) == 3
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in found.values())
+
+
+@pytest.mark.parametrize("bn_fold", [None, -1, 0, 4])
+def test_a_quantized_network_is_finished_under_every_folding(bn_fold: int | None) -> None:
+    model = isobit.quantize(network().eval(), data(), target="onnxruntime-x86", bn_fold=bn_fold)
+    x = data()[0]
+    before = model(x)
+    isobit.finish(model)
+    assert torch.equal(model(x), before)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (bn_fold == -1)

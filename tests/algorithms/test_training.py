@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import isobit
 from isobit.algorithms.calibration import Observation, calibrate, finish
+from isobit.core.checkpoint import load_checkpoint
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.observers import MeanAbs
 
@@ -69,6 +70,9 @@ def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:
     right = sum(int((model.eval()(x).argmax(1) == y).sum()) for x, y in evaluation())
     assert right == record.last.right
     assert {p.name for p in tmp_path.iterdir()} == {"last.safetensors", "best.safetensors", "metrics.csv"}
+    assert record.best is not None
+    for name, epoch in (("last", record.last), ("best", record.best)):
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")["isobit"]["curve"][-1]["number"] == epoch.number
 
 
 @pytest.mark.parametrize("bn_fold", [-1, 0, 1, 2, 3, 4])
@@ -118,8 +122,11 @@ def test_a_run_that_learns_nothing_is_stopped(tmp_path: Path) -> None:
             for x, y in super().epoch(number):
                 yield torch.zeros_like(x), y
 
-    record = train(network(), Noise(), evaluation(), Training(epochs=6, learning_rate=0.5), folder=tmp_path)
+    settings = Training(epochs=6, learning_rate=0.5)
+    record = train(network(), Noise(), evaluation(), settings, folder=tmp_path)
     assert "is not below that of guessing, 0.693" in record.not_converged
+    again = train(network(), Blobs(), evaluation(), settings, folder=tmp_path)
+    assert (again.not_converged, again.epochs) == (record.not_converged, record.epochs)
 
 
 def test_an_uncalibrated_model_is_refused(tmp_path: Path) -> None:

@@ -86,6 +86,5 @@ class PostTraining:
             torch.manual_seed(self.seed)
             model = prepare(net, example, profile, self.preparing)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
-        if not self.preparing.bn_fold:
-            finish(model)
+        finish(model)
         return model

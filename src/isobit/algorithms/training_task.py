@@ -48,6 +48,14 @@ def fit(
     resuming = last.exists()
     if not resuming:
         _check_calibrated(model)
+    elif (found := load_checkpoint(last)["isobit"])["not_converged"]:  # it stays so when it is started again
+        _check_same(found["settings"], settings)
+        return TrainingRecord(
+            settings=settings,
+            epochs=tuple(Epoch(**e) for e in found["curve"]),
+            seconds=found["seconds"],
+            not_converged=found["not_converged"],
+        )
     task = Task(model, data, evaluation, settings, teacher=teacher, progress=progress)
     trainer = pl.Trainer(
         max_epochs=settings.epochs,
@@ -78,13 +86,18 @@ def fit(
 
 
 def _callbacks(settings: Training, folder: Path) -> list[pl.Callback]:
-    saving = ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="accuracy", mode="max", save_last=True, save_on_train_epoch_end=True,
-        auto_insert_metric_name=False, enable_version_counter=False,
-    )  # fmt: skip
-    saving.FILE_EXTENSION = ".safetensors"
+    # Two of them: with `save_last` alone, Lightning writes the last one only where it is the best so far as well.
+    saving = [
+        ModelCheckpoint(
+            dirpath=folder, filename=name, monitor=monitor, mode="max", save_on_train_epoch_end=True,
+            auto_insert_metric_name=False, enable_version_counter=False,
+        )
+        for name, monitor in (("best", "accuracy"), ("last", None))
+    ]  # fmt: skip
+    for callback in saving:
+        callback.FILE_EXTENSION = ".safetensors"
     averaging = [EMAWeightAveraging(decay=settings.ema_decay)] if settings.ema_decay is not None else []
-    return [saving, *averaging]
+    return [*saving, *averaging]
 
 
 @final
@@ -249,17 +262,13 @@ class Task(pl.LightningModule):
             "settings": asdict(self.settings),
             "curve": [asdict(e) for e in self.curve],
             "seconds": self.seconds_before + time.perf_counter() - self._started,
+            "not_converged": self.not_converged,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another run; quantizers that were calibrated then are so now."""
         found = checkpoint["isobit"]
-        own = asdict(self.settings)
-        if other := [k for k, v in own.items() if found["settings"].get(k) != v]:
-            raise SettingError(
-                f"the folder holds a run with {other[0]} = {found['settings'].get(other[0])!r}, this one has "
-                f"{own[other[0]]!r}: choose another folder, or delete last.safetensors to start again"
-            )
+        _check_same(found["settings"], self.settings)
         self.curve = [Epoch(**e) for e in found["curve"]]
         self.seconds_before = found["seconds"]
         for module in self.model.modules():
@@ -331,6 +340,16 @@ def penalties(model: nn.Module) -> Tensor | float:
     held = [module.quantizer for module in model.modules() if isinstance(module, Slot)]
     found = [penalty() for quantizer in held if callable(penalty := getattr(quantizer, "penalty", None))]
     return torch.stack(found).sum() if found else 0.0
+
+
+def _check_same(found: dict[str, Any], settings: Training) -> None:
+    """Raise SettingError where a checkpoint is that of other settings."""
+    own = asdict(settings)
+    if other := [k for k, v in own.items() if found.get(k) != v]:
+        raise SettingError(
+            f"the folder holds a run with {other[0]} = {found.get(other[0])!r}, this one has {own[other[0]]!r}: "
+            "choose another folder, or delete last.safetensors to start again"
+        )
 
 
 def _check_calibrated(model: nn.Module) -> None:
