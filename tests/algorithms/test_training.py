@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,16 @@ def test_the_average_is_that_of_the_weights_of_each_step(tmp_path: Path) -> None
     for weight in steps[1:]:
         want = 0.5 * want + 0.5 * weight
     torch.testing.assert_close(averaged[0].weight.detach(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+def test_a_compiled_run_is_the_eager_one_but_for_rounding(tmp_path: Path) -> None:
+    plain, compiled = prepared(), prepared()
+    settings = Training(epochs=2, learning_rate=0.05)
+    eager = train(plain, Blobs(), evaluation(), settings, folder=tmp_path / "plain")
+    record = train(compiled, Blobs(), evaluation(), replace(settings, compile=True), folder=tmp_path / "compiled")
+    assert [e.loss for e in record.epochs] == pytest.approx([e.loss for e in eager.epochs], abs=1e-5)
+    found = [load_checkpoint(tmp_path / name / "last.safetensors")["state_dict"] for name in ("plain", "compiled")]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][key], found[1][key], atol=1e-4) for key in found[0])

@@ -91,9 +91,17 @@ def test_powers_of_two_grid_takes_the_nearest_level_and_its_gradient() -> None:
 
 
 def test_nearest_level_equals_brute_force() -> None:
-    levels = torch.tensor([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0])
-    u = torch.randn(1000) * 3
-    assert torch.equal(nearest_level(u, levels), levels[(u[:, None] - levels).abs().argmin(1)])
+    levels = (-4, -2, -1, 0, 1, 2, 4)
+    u, table = torch.randn(1000) * 3, torch.tensor(levels, dtype=torch.float32)
+    assert torch.equal(nearest_level(u, levels), table[(u[:, None] - table).abs().argmin(1)])
+
+
+@pytest.mark.parametrize("ties_up", [False, True])
+def test_compiled_levels_equal_eager_ones_to_the_bit(ties_up: bool) -> None:
+    levels = (-8, -4, -3, -1, 0, 2, 3, 7)
+    u = torch.cat((torch.randn(1000) * 5, torch.arange(-20, 20) / 2, torch.tensor([torch.nan, torch.inf, -torch.inf])))
+    compiled = torch.compile(lambda x: nearest_level(x, levels, ties_up=ties_up), backend="eager")
+    assert torch.equal(compiled(u).nan_to_num(-99), nearest_level(u, levels, ties_up=ties_up).nan_to_num(-99))
 
 
 def test_stochastic_rounding_is_unbiased_and_seeded() -> None:

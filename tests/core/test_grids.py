@@ -76,7 +76,7 @@ def test_mid_rise_takes_zero_to_the_upper_level() -> None:
     q = QParams(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), scheme)
     assert q.quantize(zeros).tolist() == [1, 1]
     assert q.fake_quantize(zeros).tolist() == [0.5, 0.5]
-    assert nearest_level(torch.tensor([-2.0, 2.0]), torch.tensor([-3.0, -1.0, 1.0, 3.0]), ties_up=True).tolist() == [
+    assert nearest_level(torch.tensor([-2.0, 2.0]), (-3, -1, 1, 3), ties_up=True).tolist() == [
         -1.0,
         3.0,
     ]

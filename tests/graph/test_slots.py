@@ -101,3 +101,17 @@ def test_a_gradient_passes_to_the_float_weight() -> None:
     expected = x.sum(0).repeat(2, 1)
     expected[0, 0] = 0.0
     torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_mixed_precision_quantizes_in_float32() -> None:
+    """x̂ in bfloat16 is that of float32, rounded once; under autocast a weight stays float32."""
+    slot = Slot(Fixed().build(Scheme()), name="x")
+    slot.quantizer.calibrate(QParams(torch.tensor(0.037), torch.tensor(0, dtype=torch.int32), Scheme()))
+    slot.mode = "quantize"
+    x = torch.randn(4096) * 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(slot(x), slot.quantizer(x))
+        half = slot(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, slot.quantizer(x.bfloat16().float()).bfloat16())
+    assert torch.equal(slot(x.bfloat16()), half)

@@ -3,8 +3,12 @@
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
+import torch
+from torch import nn
 
+import isobit
 from isobit.core.errors import SettingError, UnknownNameError
+from isobit.graph.insert import slots
 from isobit.graph.rules import Rules
 from isobit.observers import MinMax, Mse, Percentile
 from isobit.quantizers import Fixed, Lsq
@@ -68,3 +72,13 @@ def test_the_table_comes_before_plug_ins(monkeypatch: pytest.MonkeyPatch) -> Non
     assert look_up("target", {}, "mine") is PROFILE
     with pytest.raises(UnknownNameError, match="Known: mine, tvm"):
         look_up("target", {}, "yours")
+
+
+def test_thirty_two_bits_leave_weights_or_activations_in_float() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)), torch.randn(8, 3, 8, 8)
+    for bits, found in (((32, 8), {"activation"}), ((1, 32), {"weight"})):
+        model = isobit.quantize(net, [x], target="academic", weight_bits=bits[0], activation_bits=bits[1])
+        places = {"weight" if slot.point.endswith("weight") else "activation" for slot in slots(model)}
+        assert places == found
+    with pytest.raises(SettingError, match="float network"):
+        Recipe(target="academic", weight_bits=32, activation_bits=32)

@@ -25,13 +25,14 @@ from isobit.targets import Profile
 class Preparing:
     """Settings of a preparation: which quantizers, the exceptions by layer, and what becomes of batch norm.
 
+    A quantizer that is None leaves all weights, or all activations, in float.
     `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
     with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
     processes.
     """
 
-    weight: QuantizerSettings = Fixed()
-    activation: QuantizerSettings = Fixed()
+    weight: QuantizerSettings | None = Fixed()
+    activation: QuantizerSettings | None = Fixed()
     rules: Rules = field(default_factory=Rules)
     bn_fold: Strategy | None = None
     bn_synchronized: bool = True

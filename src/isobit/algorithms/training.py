@@ -33,7 +33,8 @@ class Training:
 
     Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
     their algorithm says otherwise. `distillation` is the weight of the teacher's soft targets in the loss, with
-    `temperature`. `precision` is Lightning's. Where training computes with other weights than are deployed, as SLB does
+    `temperature`. `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
+    the network's training step is compiled. Where training computes with other weights than are deployed, as SLB does
     (a quantizer's `differs_in_eval`), batch-norm statistics are taken anew from `bn_recalibration` training batches
     before each evaluation.
     """
@@ -55,6 +56,7 @@ class Training:
     temperature: float = 4.0
     bn_recalibration: int = 50
     precision: str = "32-true"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

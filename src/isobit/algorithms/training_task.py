@@ -139,6 +139,7 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model = model
         self._teacher = (teacher.eval(),) if teacher is not None else ()  # in a tuple: no part of the checkpoint
+        self._step_of = (torch.compile(model) if settings.compile else model,)  # likewise: it is the model once more
         self.data, self.evaluation, self.settings, self.progress = data, evaluation, settings, progress
         self.curve: list[Epoch] = []
         self.not_converged = ""
@@ -178,7 +179,7 @@ class Task(pl.LightningModule):
         (one,) = batches([batch], name="training data")
         if one.labels is None:
             raise CalibrationError("the training data has no labels: give batches (x, labels)")
-        logits = self.model(*one.inputs)
+        logits = self._step_of[0](*one.inputs)
         self._classes = logits.shape[1]
         loss = F.cross_entropy(logits, one.labels, label_smoothing=self.settings.label_smoothing)
         self._losses.append(loss.detach())
@@ -203,10 +204,12 @@ class Task(pl.LightningModule):
             recalibrate_batch_norm(self.model, data, batches=self.settings.bn_recalibration)
 
     def validation_step(self, batch: Any, _: int) -> None:
-        """Count the images right."""
+        """Count the images right, in full precision whatever the training has: so it is deployed."""
         (one,) = batches([batch], name="evaluation data")
         assert one.labels is not None
-        self._right += int((self.model(*one.inputs).argmax(1) == one.labels).sum())
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.model(*one.inputs)
+        self._right += int((logits.argmax(1) == one.labels).sum())
         self._total += one.size
 
     def on_validation_epoch_end(self) -> None:

@@ -1,5 +1,6 @@
 """Fake quantization: integers in the forward pass, a hand-written gradient in the backward pass."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from isobit.core.granularity import expand
 from isobit.core.grid import Codebook, MidRise, Uniform
 from isobit.core.rounding import HalfEven, Rounding, round_to_integer
 from isobit.core.scheme import Scheme
+
+Levels = tuple[int, ...]
+"""Levels of a grid, ascending."""
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -129,31 +133,41 @@ class FakeQuantizeToLevels(torch.autograd.Function):
     """x̂ = s · (the level nearest to x / s); gradients as in `FakeQuantize` with z = 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Tensor, ties_up: bool) -> Tensor:
-        """Shapes: x any; scale broadcasts against it; levels (n,) ascending."""
-        ctx.save_for_backward(x, scale, levels)
-        ctx.ties_up = ties_up
+    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Levels, ties_up: bool) -> Tensor:
+        """Shapes: x any; scale broadcasts against it."""
+        ctx.save_for_backward(x, scale)
+        ctx.levels, ctx.ties_up = levels, ties_up
         return nearest_level(x / scale, levels, ties_up=ties_up) * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, scale, levels = ctx.saved_tensors
+        x, scale = ctx.saved_tensors
         u = x / scale
-        inside = (u > levels[0]) & (u < levels[-1])
+        inside = (u > ctx.levels[0]) & (u < ctx.levels[-1])
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            nearest = nearest_level(u, levels, ties_up=ctx.ties_up)
+            nearest = nearest_level(u, ctx.levels, ties_up=ctx.ties_up)
             grad_scale = (grad * torch.where(inside, nearest - u, nearest)).sum_to_size(scale.shape)
         return grad_x, grad_scale, None, None
 
 
-def nearest_level(u: Tensor, levels: Tensor, *, ties_up: bool = False) -> Tensor:
-    """The level nearest to each value; ties go to the lower one, or up. NaN stays. Shapes: u any, levels ascending."""
-    middles = (levels[1:] + levels[:-1]) / 2
-    nearest = levels[torch.searchsorted(middles, u.contiguous(), right=ties_up)]
+FEW = 32
+"""Levels up to which comparing with each of them is faster than a search, where the comparisons are one kernel."""
+
+
+def nearest_level(u: Tensor, levels: Levels, *, ties_up: bool = False) -> Tensor:
+    """The level nearest to each value; ties go to the lower one, or up. NaN stays. Shapes: u any; levels ascend."""
+    middles = [(a + b) / 2 for a, b in pairwise(levels)]
+    if len(levels) <= FEW and torch.compiler.is_compiling():
+        nearest = torch.full_like(u, levels[0])
+        for middle, a, b in zip(middles, levels, levels[1:], strict=False):
+            nearest = nearest + (u >= middle if ties_up else u > middle).to(u.dtype) * (b - a)  # exact: integers
+    else:
+        table, between = (torch.tensor(values, dtype=u.dtype, device=u.device) for values in (levels, middles))
+        nearest = table[torch.searchsorted(between, u.contiguous(), right=ties_up)]
     return torch.where(u.isnan(), u, nearest)
 
 
@@ -172,9 +186,8 @@ def fake_quantize(
     if isinstance(scheme.grid, Codebook):
         raise SettingError("a codebook has values of its own: its quantizer looks them up")
     if not isinstance(scheme.grid, Uniform):
-        table = torch.tensor(scheme.levels, dtype=x.dtype, device=x.device)
         ties_up = isinstance(scheme.grid, MidRise)
-        return FakeQuantizeToLevels.apply(x, scale, table, ties_up)  # type: ignore[no-any-return, no-untyped-call]
+        return FakeQuantizeToLevels.apply(x, scale, scheme.levels, ties_up)  # type: ignore[no-any-return, no-untyped-call]
     zero_point = expand(zero_point, x.dim(), scheme.granularity)
     return FakeQuantize.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, scale, zero_point, scheme.quant_min, scheme.quant_max, scheme.rounding, noise

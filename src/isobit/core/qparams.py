@@ -53,8 +53,9 @@ class QParams:
             middles = (values[1:] + values[:-1]) / 2
             return torch.searchsorted(middles, (x / scale).double().contiguous()).to(torch.int32)
         if not isinstance(self.scheme.grid, Uniform):
-            table = torch.tensor(self.scheme.levels, dtype=x.dtype, device=x.device)
-            return nearest_level(x / scale, table, ties_up=isinstance(self.scheme.grid, MidRise)).to(torch.int32)
+            return nearest_level(x / scale, self.scheme.levels, ties_up=isinstance(self.scheme.grid, MidRise)).to(
+                torch.int32
+            )
         zero_point = expand(self.zero_point, x.dim(), self.scheme.granularity)
         q = round_to_integer(x / scale, self.scheme.rounding) + zero_point
         return q.clamp(self.scheme.quant_min, self.scheme.quant_max).to(torch.int32)

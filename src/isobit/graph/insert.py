@@ -1,7 +1,7 @@
 """Insertion: put slots with quantizers where the plan says."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -32,11 +32,12 @@ def insert(
     *,
     profile: Profile,
     rules: Rules | None = None,
-    weight: QuantizerSettings,
-    activation: QuantizerSettings,
+    weight: QuantizerSettings | None,
+    activation: QuantizerSettings | None,
 ) -> tuple[str, ...]:
     """Insert the plan's quantizers into a captured model, in place. They pass values through until calibrated.
 
+    Without settings for weights, or for activations, these stay in float.
     Where an algorithm has no form for the width of the first and last layer, LSQ quantizes it there: the result says
     where. Raises UnsupportedError for a scheme that an algorithm cannot express anywhere else.
     """
@@ -46,8 +47,10 @@ def insert(
     model.add_module(SLOTS, holder)
     nodes = {node.name: node for node in model.graph.nodes}
     tensors, notes = tensors_of(model), []
+    plan = _without_float(plan, weights=weight is not None, activations=activation is not None)
     rules = rules or Rules()
     for point in plan.activations:
+        assert activation is not None
         key = _key(point.name, holder)
         quantizer, note = _built(activation, point.scheme, "activation", point.name, profile, rules)
         notes.append(note)
@@ -56,6 +59,7 @@ def insert(
             float_readers = {nodes[reader] for name, reader in plan.reads_float if name == tensor}
             _splice(tensors, nodes[tensor], f"{SLOTS}.{key}", float_readers)
     for place in plan.weights:
+        assert weight is not None
         quantizer, note = _built(weight, place.scheme, "weight", place.name, profile, rules)
         notes.append(note)
         give_weight_slot(model.get_submodule(place.name), Slot(quantizer, name=f"{place.name}.weight"))
@@ -63,6 +67,13 @@ def insert(
     model.graph.lint()
     model.recompile()
     return tuple(filter(None, notes))
+
+
+def _without_float(plan: Plan, *, weights: bool, activations: bool) -> Plan:
+    """The plan without the points that stay in float."""
+    if not activations:
+        plan = replace(plan, activations=(), reads_float=frozenset())
+    return plan if weights else replace(plan, weights=())
 
 
 def _built(

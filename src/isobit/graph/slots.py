@@ -2,6 +2,7 @@
 
 from typing import Literal, Protocol, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class Slot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any; the result has the shape of x."""
         if self.mode == "quantize":
-            return self.quantizer(x)  # type: ignore[no-any-return]
+            return _in_full_precision(self.quantizer, x)
         if self.mode == "observe" and self.observer is not None:
             try:
                 self.observer.see(x.detach())
@@ -60,6 +61,16 @@ class Slot(nn.Module):
     def extra_repr(self) -> str:
         """The name and the mode."""
         return f"{self.point!r}, {self.mode}"
+
+
+def _in_full_precision(quantizer: nn.Module, x: Tensor) -> Tensor:
+    """What the quantizer makes of x, computed in float32 at least: 8 bits of mantissa do not hold a step of 8 bits."""
+    kind = x.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not mixed and x.dtype not in (torch.bfloat16, torch.float16):
+        return quantizer(x)  # type: ignore[no-any-return]
+    with torch.autocast(kind, enabled=False):
+        return quantizer(x.float() if x.dtype.itemsize < 4 else x).to(x.dtype)  # type: ignore[no-any-return]
 
 
 class _Conv(nn.modules.conv._ConvNd):

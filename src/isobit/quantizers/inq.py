@@ -126,10 +126,9 @@ class InqQuantizer(nn.Module):
     def _quantize(self, w: Tensor) -> Tensor:
         """Equation 4."""
         used = 1 << (self.scheme.bits - 2)
-        powers = [0, *self.scheme.levels[-used:]]
-        table = torch.tensor(powers, dtype=w.dtype, device=w.device)
+        powers = (0, *self.scheme.levels[-used:])
         scale = expand(self.scale.to(w.dtype), w.dim(), self.scheme.granularity)
-        return w.sign() * nearest_level((w / scale).abs(), table, ties_up=True) * scale
+        return w.sign() * nearest_level((w / scale).abs(), powers, ties_up=True) * scale
 
     def extra_repr(self) -> str:
         """The scheme in words."""

@@ -17,14 +17,17 @@ from isobit.targets import TARGETS, Profile
 
 FORMAT = 1
 
+FLOAT_BITS = 32
+"""The width that leaves weights or activations in float."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """What `isobit.quantize` does, in the form that recipe files and results hold.
 
-    Bits are the target's own where they are None. An observer that is None is the quantizer's own; for `fixed`
-    that is `min_max` at 8 bits and where each channel has a scale, and `mse` for one scale of fewer bits, where
-    clipping the tails pays.
+    Bits are the target's own where they are None; 32 leaves all weights, or all activations, in float. An observer
+    that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits and where each channel has a scale,
+    and `mse` for one scale of fewer bits, where clipping the tails pays.
     `method` names both quantizers at once, as `isobit.recipes.methods` has them.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
@@ -53,11 +56,14 @@ class Recipe:
             raise SettingError(f"this isobit reads recipes of format {FORMAT}, this one has format {self.format}")
         if self.method is not None and (self.weight_quantizer, self.activation_quantizer) != ("fixed", "fixed"):
             raise SettingError("give either method, or weight_quantizer and activation_quantizer, not both")
+        if self.weight_bits == self.activation_bits == FLOAT_BITS:
+            raise SettingError("32 bits for weights and activations is the float network: nothing would be quantized")
 
     def profile(self) -> Profile:
         """The target at the recipe's widths."""
         profile = look_up("target", TARGETS, self.target)
-        return profile.with_bits(weight=self.weight_bits, activation=self.activation_bits)
+        weight, activation = (None if bits == FLOAT_BITS else bits for bits in (self.weight_bits, self.activation_bits))
+        return profile.with_bits(weight=weight, activation=activation)
 
     def rules(self) -> Rules:
         """The exceptions by layer."""
@@ -71,9 +77,12 @@ class Recipe:
         weight = look_up("quantizer", QUANTIZERS, names.weight)()
         activation = look_up("quantizer", QUANTIZERS, names.activation)()
         return Preparing(
-            weight=weight, activation=activation, rules=self.rules(), bn_fold=self.bn_fold,
+            weight=None if self.weight_bits == FLOAT_BITS else weight,
+            activation=None if self.activation_bits == FLOAT_BITS else activation,
+            rules=self.rules(),
+            bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
-        )  # fmt: skip
+        )
 
     def observation(self) -> Observation:
         """The observers that find the first ranges."""
@@ -89,8 +98,11 @@ class Recipe:
         return PostTraining(observation=self.observation(), preparing=self.preparing(), seed=self.seed)
 
 
-def _observer(name: str | None, quantizer: QuantizerSettings, scheme: Scheme, role: Role) -> ObserverSettings:
+def _observer(name: str | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role) -> ObserverSettings:
+    if name is None and quantizer is None:
+        name = "min_max"  # never asked
     if name is None:
+        assert quantizer is not None
         name = getattr(quantizer, "weight_observer", None) if role == "weight" else None
         name = name or quantizer.observer
         if name == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
