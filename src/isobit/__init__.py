@@ -14,12 +14,39 @@ from typing import TYPE_CHECKING, Any
 from isobit.core import errors
 
 if TYPE_CHECKING:
-    from isobit.recipes.workflow import Training, calibrate, export, finish, prepare, quantize, train, verify
+    from isobit.recipes import quant_modules
+    from isobit.recipes.workflow import (
+        Training,
+        advance,
+        calibrate,
+        export,
+        finish,
+        penalty,
+        prepare,
+        quantize,
+        recalibrate_batch_norm,
+        train,
+        verify,
+    )
 
-__all__ = ["Training", "calibrate", "errors", "export", "finish", "prepare", "quantize", "train", "verify"]
+__all__ = [
+    "Training",
+    "advance",
+    "calibrate",
+    "errors",
+    "export",
+    "finish",
+    "penalty",
+    "prepare",
+    "quant_modules",
+    "quantize",
+    "recalibrate_batch_norm",
+    "train",
+    "verify",
+]
 
 # Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
-_LATER = ("Training", "calibrate", "export", "finish", "prepare", "quantize", "train", "verify")
+_LATER = tuple(name for name in __all__ if name != "errors")
 
 
 class _Package(ModuleType):

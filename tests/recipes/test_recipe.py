@@ -1,6 +1,9 @@
 """From a recipe's names to settings, from a name to a thing, and plug-ins."""
 
+import json
+from dataclasses import fields
 from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +13,12 @@ import isobit
 from isobit.core.errors import SettingError, UnknownNameError
 from isobit.graph.insert import slots
 from isobit.graph.rules import Rules
-from isobit.observers import MinMax, Mse, Percentile
-from isobit.quantizers import Fixed, Lsq
+from isobit.observers import OBSERVERS, MinMax, Mse, Percentile
+from isobit.quantizers import QUANTIZERS, Bwn, Fixed, Inq, Lsq, Slb
 from isobit.recipes import table
-from isobit.recipes.recipe import Recipe
+from isobit.recipes.choice import as_choice, chosen
+from isobit.recipes.codec import decode, encode
+from isobit.recipes.recipe import Recipe, recipe_of
 from isobit.recipes.table import look_up
 
 
@@ -82,3 +87,76 @@ def test_thirty_two_bits_leave_weights_or_activations_in_float() -> None:
         assert places == found
     with pytest.raises(SettingError, match="float network"):
         Recipe(target="academic", weight_bits=32, activation_bits=32)
+
+
+def test_settings_of_quantizers_and_observers_in_a_recipe() -> None:
+    plain = {
+        "target": "academic",
+        "weight_quantizer": {"name": "slb", "begin": 0.2, "freeze": 1, "pretrained": False},
+        "activation_observer": {"name": "percentile", "percentile": 99.9},
+        "observers": {"conv1": {"name": "mse", "steps": 50}},
+    }
+    recipe = decode(Recipe, plain)
+    assert recipe.preparing().weight == Slb(begin=0.2, freeze=1.0, pretrained=False)
+    assert recipe.observation().activation == Percentile(percentile=99.9)
+    assert recipe.observation().by_name == {"conv1": Mse(steps=50)}
+    assert decode(Recipe, json.loads(json.dumps(encode(recipe)))) == recipe
+    given = recipe_of(
+        target="academic",
+        weight_quantizer=Slb(begin=0.2, freeze=1.0, pretrained=False),
+        activation_observer=Percentile(percentile=99.9),
+        observers={"conv1": {"name": "mse", "steps": 50}},
+    )
+    assert given.preparing() == recipe.preparing()
+    assert given.observation() == recipe.observation()
+
+
+@pytest.mark.parametrize("table", [QUANTIZERS, OBSERVERS], ids=["quantizers", "observers"])
+def test_every_settings_object_can_be_written_and_read(table: dict[str, Any]) -> None:
+    for name, kind in table.items():
+        assert as_choice(kind(), table) == name
+        changed = {f.name: VALUES[(name, f.name)] for f in fields(kind) if (name, f.name) in VALUES}
+        settings = kind(**changed)
+        assert chosen("kind", table, as_choice(settings, table), key="key") == settings
+
+
+VALUES: dict[tuple[str, str], Any] = {
+    ("inq", "fractions"): (0.5, 1.0), ("inq", "begins"): (0.0, 0.5), ("bwn", "gradient"): "xnor",
+    ("pact", "alpha"): 6.0, ("slb", "begin"): 0.25, ("percentile", "bins"): 512,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "says"),
+    [
+        ({"begin": 0.2}, SettingError, "weight_quantizer lacks the key 'name': it says which quantizer"),
+        ({"name": 3}, SettingError, "weight_quantizer lacks the key 'name'"),
+        ({"name": "slbb"}, UnknownNameError, "unknown quantizer 'slbb': did you mean 'slb'"),
+        (
+            {"name": "slb", "begn": 0.2},
+            UnknownNameError,
+            "unknown key in weight_quantizer 'begn': did you mean 'begin'",
+        ),
+        ({"name": "slb", "begin": "x"}, SettingError, "weight_quantizer.begin has to be a number, got 'x'"),
+        ({"name": "slb", "begin": 0.9}, SettingError, "0 <= begin < freeze <= 1, got 0.9 and 0.9"),
+        ({"name": "slb", "begin": {}}, SettingError, "recipe.weight_quantizer.begin has to be"),
+        ({"name": "bwn", "gradient": "x"}, SettingError, "gradient has to be 'straight_through' or 'xnor', got 'x'"),
+        ({"name": "inq", "begins": [0, "x"]}, SettingError, r"weight_quantizer.begins\[1\] has to be a number"),
+        (3, SettingError, "recipe.weight_quantizer has to be"),
+        (MinMax(), SettingError, "MinMax is in no table"),
+    ],
+)
+def test_settings_that_are_none(choice: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        recipe_of(target="academic", weight_quantizer=choice).preparing()
+
+
+def test_lists_of_a_file_become_tuples() -> None:
+    inq = {"name": "inq", "fractions": [0.5, 1.0], "begins": [0, 0.5]}
+    assert recipe_of(target="academic", weight_quantizer=inq).preparing().weight == Inq(
+        fractions=(0.5, 1.0), begins=(0.0, 0.5)
+    )
+    assert recipe_of(target="academic", weight_quantizer=Bwn(gradient="xnor")).weight_quantizer == {
+        "name": "bwn",
+        "gradient": "xnor",
+    }

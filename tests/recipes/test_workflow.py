@@ -12,7 +12,8 @@ import isobit
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
 from isobit.engines import ENGINES
 from isobit.graph.convert import convert, hash_integers
-from isobit.recipes.workflow import example_of, recipe
+from isobit.recipes.recipe import recipe_of as recipe
+from isobit.recipes.workflow import example_of
 
 
 def small() -> nn.Module:

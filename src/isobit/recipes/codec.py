@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from isobit.core.errors import SettingError, UnknownNameError
 
@@ -61,6 +61,10 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return _one_of(arguments, value, path)
     if origin is tuple:
         return _sequence(arguments, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise SettingError(f"{path} has to be {' or '.join(map(repr, arguments))}, got {value!r}")
+        return value
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise SettingError(f"{path} has to be a table, got {value!r}")
@@ -78,7 +82,7 @@ _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a tex
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-    errors = []
+    errors: list[tuple[Any, SettingError | UnknownNameError]] = []
     for kind in kinds:
         if kind is type(None):
             if value is None:
@@ -87,8 +91,12 @@ def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
         try:
             return _typed(kind, value, path)
         except (SettingError, UnknownNameError) as error:
-            errors.append(error)
-    raise errors[0]
+            errors.append((kind, error))
+    if isinstance(value, Mapping):  # what a table lacks is told by the kind that takes tables
+        raise next((e for kind, e in errors if kind not in _NAMES), errors[0][1])
+    if len(errors) > 1 and all(kind in _NAMES for kind, _ in errors):
+        raise SettingError(f"{path} has to be {' or '.join(_NAMES[kind] for kind, _ in errors)}, got {value!r}")
+    raise errors[0][1]
 
 
 def _sequence(kinds: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """A recipe: everything that fixes the result of a quantization, as plain values with names in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
 
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, Preparing
@@ -11,7 +12,9 @@ from isobit.core.scheme import Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
 from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
-from isobit.recipes.methods import METHODS, Method
+from isobit.recipes.choice import Choice, as_choice, chosen
+from isobit.recipes.codec import decode
+from isobit.recipes.methods import METHODS
 from isobit.recipes.table import look_up
 from isobit.targets import TARGETS, Profile
 
@@ -28,7 +31,8 @@ class Recipe:
     Bits are the target's own where they are None; 32 leaves all weights, or all activations, in float. An observer
     that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits and where each channel has a scale,
     and `mse` for one scale of fewer bits, where clipping the tails pays.
-    `method` names both quantizers at once, as `isobit.recipes.methods` has them.
+    `method` names both quantizers at once, as `isobit.recipes.methods` has them. A quantizer or an observer is a name,
+    or a table of its settings that holds the name: `{ name = "slb", begin = 0.2 }`.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
     process has batch statistics of its own (4*).
@@ -39,11 +43,11 @@ class Recipe:
     weight_bits: int | None = None
     activation_bits: int | None = None
     method: str | None = None
-    weight_quantizer: str = "fixed"
-    activation_quantizer: str = "fixed"
-    weight_observer: str | None = None
-    activation_observer: str | None = None
-    observers: Mapping[str, str] = field(default_factory=dict)
+    weight_quantizer: Choice = "fixed"
+    activation_quantizer: Choice = "fixed"
+    weight_observer: Choice | None = None
+    activation_observer: Choice | None = None
+    observers: Mapping[str, Choice] = field(default_factory=dict)
     keep_float: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
     layer_bits: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
@@ -71,11 +75,12 @@ class Recipe:
 
     def preparing(self) -> Preparing:
         """The settings of the preparation."""
-        names = Method(self.weight_quantizer, self.activation_quantizer)
+        choices: tuple[Choice, Choice] = (self.weight_quantizer, self.activation_quantizer)
         if self.method is not None:
-            names = look_up("method", METHODS, self.method)
-        weight = look_up("quantizer", QUANTIZERS, names.weight)()
-        activation = look_up("quantizer", QUANTIZERS, names.activation)()
+            method = look_up("method", METHODS, self.method)
+            choices = (method.weight, method.activation)
+        weight = chosen("quantizer", QUANTIZERS, choices[0], key="weight_quantizer")
+        activation = chosen("quantizer", QUANTIZERS, choices[1], key="activation_quantizer")
         return Preparing(
             weight=None if self.weight_bits == FLOAT_BITS else weight,
             activation=None if self.activation_bits == FLOAT_BITS else activation,
@@ -90,7 +95,10 @@ class Recipe:
         return Observation(
             weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight"),
             activation=_observer(self.activation_observer, preparing.activation, profile.activation, "activation"),
-            by_name={name: look_up("observer", OBSERVERS, value)() for name, value in self.observers.items()},
+            by_name={
+                name: chosen("observer", OBSERVERS, value, key=f"observers.{name}")
+                for name, value in self.observers.items()
+            },
         )
 
     def post_training(self) -> PostTraining:
@@ -98,14 +106,42 @@ class Recipe:
         return PostTraining(observation=self.observation(), preparing=self.preparing(), seed=self.seed)
 
 
-def _observer(name: str | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role) -> ObserverSettings:
-    if name is None and quantizer is None:
-        name = "min_max"  # never asked
-    if name is None:
+def recipe_of(*, target: str, bits: int | None = None, **settings: Any) -> Recipe:
+    """The recipe of these settings, where `bits` are those of weights and activations both.
+
+    Quantizers and observers may be given as their settings objects, `weight_quantizer=Slb(begin=0.2)`. Raises
+    UnknownNameError for a key that a recipe does not have.
+    """
+    if bits is not None:
+        clash = {"weight_bits", "activation_bits"} & settings.keys()
+        if clash:
+            raise SettingError(f"give either bits or {sorted(clash)[0]}, not both")
+        settings |= {"weight_bits": bits, "activation_bits": bits}
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items() if v is not None}
+    for key, table in _TABLES.items():
+        if is_dataclass(value := plain.get(key)):
+            plain[key] = as_choice(value, table)
+    return decode(Recipe, {"target": target, **plain})
+
+
+_TABLES: dict[str, Mapping[str, Any]] = {
+    "weight_quantizer": QUANTIZERS,
+    "activation_quantizer": QUANTIZERS,
+    "weight_observer": OBSERVERS,
+    "activation_observer": OBSERVERS,
+}
+
+
+def _observer(
+    choice: Choice | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role
+) -> ObserverSettings:
+    if choice is None and quantizer is None:
+        choice = "min_max"  # never asked
+    if choice is None:
         assert quantizer is not None
-        name = getattr(quantizer, "weight_observer", None) if role == "weight" else None
-        name = name or quantizer.observer
-        if name == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
-            name = "mse"
-    found: ObserverSettings = look_up("observer", OBSERVERS, name)()
+        choice = getattr(quantizer, "weight_observer", None) if role == "weight" else None
+        choice = choice or quantizer.observer
+        if choice == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
+            choice = "mse"
+    found: ObserverSettings = chosen("observer", OBSERVERS, choice, key=f"{role}_observer")
     return found

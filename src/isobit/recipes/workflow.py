@@ -1,4 +1,4 @@
-"""The main job in three calls: `quantize`, `export`, `verify`; and `prepare`, `calibrate`, `train`, `finish`.
+"""The main job in three calls: `quantize`, `export`, `verify`; and those of training, in one's own loop or ours.
 
 Names and plain values come in, settings go down.
 """
@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.batch_norm import recalibrate_batch_norm
 from isobit.algorithms.calibration import calibrate as calibrate_with
 from isobit.algorithms.calibration import finish as finish_model
+from isobit.algorithms.own_loop import advance, penalty
 from isobit.algorithms.post_training import prepare as prepare_with
 from isobit.algorithms.training import Training, train
 from isobit.core.artifact import Artifact
@@ -22,14 +24,29 @@ from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
+from isobit.graph.capture import capture
+from isobit.recipes import quant_modules
 from isobit.recipes.codec import decode, encode
-from isobit.recipes.recipe import Recipe
+from isobit.recipes.recipe import Recipe, recipe_of
 from isobit.recipes.table import look_up
 from isobit.targets import TARGETS
 from isobit.verify import read_metadata
 from isobit.verify import verify as verify_with
 
-__all__ = ["Training", "calibrate", "export", "finish", "prepare", "quantize", "train", "verify"]
+__all__ = [
+    "Training",
+    "advance",
+    "calibrate",
+    "export",
+    "finish",
+    "penalty",
+    "prepare",
+    "quant_modules",
+    "quantize",
+    "recalibrate_batch_norm",
+    "train",
+    "verify",
+]
 
 
 def quantize(
@@ -50,18 +67,7 @@ def quantize(
     >>> model(torch.randn(5, 3, 8, 8)).shape
     torch.Size([5, 10])
     """
-    return quantize_with(net, data, recipe(target=target, bits=bits, **settings), progress=progress)
-
-
-def recipe(*, target: str, bits: int | None = None, **settings: Any) -> Recipe:
-    """The recipe of these settings; raises UnknownNameError for a key that a recipe does not have."""
-    if bits is not None:
-        clash = {"weight_bits", "activation_bits"} & settings.keys()
-        if clash:
-            raise SettingError(f"give either bits or {sorted(clash)[0]}, not both")
-        settings |= {"weight_bits": bits, "activation_bits": bits}
-    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items() if v is not None}
-    return decode(Recipe, {"target": target, **plain})
+    return quantize_with(net, data, recipe_of(target=target, bits=bits, **settings), progress=progress)
 
 
 def quantize_with(net: nn.Module, data: Data, recipe: Recipe, *, progress: Progress = silent) -> fx.GraphModule:
@@ -78,7 +84,7 @@ def prepare(
     net: nn.Module, example: Tensor | tuple[Tensor, ...], *, target: str, bits: int | None = None, **settings: Any
 ) -> fx.GraphModule:
     """A captured copy of the network with quantizers in place, to be calibrated and trained; see `Recipe`."""
-    return prepare_with_recipe(net, example, recipe(target=target, bits=bits, **settings))
+    return prepare_with_recipe(net, example, recipe_of(target=target, bits=bits, **settings))
 
 
 def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], recipe: Recipe) -> fx.GraphModule:
@@ -89,17 +95,38 @@ def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], re
     return model
 
 
-def calibrate(model: fx.GraphModule, data: Data, *, progress: Progress = silent) -> None:
-    """Give the quantizers of a prepared model their first ranges, from data; raises CalibrationError."""
-    found = model.meta.get("recipe")
-    if found is None:
-        raise SettingError("this model was not made by isobit.prepare: it carries no recipe")
-    _, data = _peek(data)
-    calibrate_with(model, data, decode(Recipe, found).observation(), progress=progress)
+def calibrate(model: nn.Module, data: Data, *, progress: Progress = silent) -> None:
+    """Give the quantizers of a prepared model their first ranges, from data; raises CalibrationError.
+
+    A network that was built after `isobit.quant_modules.initialize()` is prepared first, in place: its forward becomes
+    the captured graph, its parameters stay the same objects. Build the optimizer behind this call: quantizers that
+    learn, and the biases of merged batch norms, are parameters that appear here.
+    """
+    first, data = _peek(data)
+    if not isinstance(model, fx.GraphModule) or "recipe" not in model.meta:
+        _prepare_as_built(model, first.inputs)
+    assert isinstance(model, fx.GraphModule)
+    calibrate_with(model, data, decode(Recipe, model.meta["recipe"]).observation(), progress=progress)
+
+
+def _prepare_as_built(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Prepare a network in place, by the settings that its layers were built under."""
+    recipe = quant_modules.recipe_as_built(net)
+    captured = capture(net, inputs)
+    model = prepare_with_recipe(captured, inputs, quant_modules.with_float_layers(recipe, net, captured))
+    quant_modules.become(net, model)
+
+
+def _check_prepared(model: nn.Module) -> None:
+    """Raise SettingError for a network that has no quantizers yet, with what is missing."""
+    if not isinstance(model, fx.GraphModule):
+        quant_modules.recipe_as_built(model)
+        raise SettingError("this network was built to be quantized, and is not yet: call isobit.calibrate(net, data)")
 
 
 def finish(model: fx.GraphModule) -> fx.GraphModule:
     """The same model in eval mode, as it will be deployed: batch norms merged, biases rounded. After training."""
+    _check_prepared(model)
     finish_model(model.eval())
     return model
 
@@ -109,6 +136,7 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> 
 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata.
     """
+    _check_prepared(model)
     exporter = look_up("exporter", EXPORTERS, format)()
     metadata = {"isobit.recipe": json.dumps(model.meta["recipe"])} if "recipe" in model.meta else {}
     return exporter.export(model, path, example=example_of(model), metadata=metadata)
