@@ -108,3 +108,16 @@ def test_export_and_engines_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(EngineError, match="not installed"):
         isobit.verify(tmp_path / "net.onnx", model, DATA)
+
+
+@pytest.mark.parametrize("method", ["lsq", "pact", "slb"])
+def test_the_state_of_a_calibrated_model_quantizes_a_fresh_one(method: str) -> None:
+    settings = {"target": "academic", "weight_bits": 2, "activation_bits": 8, "method": method}
+    model = isobit.prepare(small(), DATA[0], **settings)
+    isobit.calibrate(model, DATA)
+    fresh = isobit.prepare(small(), DATA[0], **settings)
+    fresh.load_state_dict(fresh.state_dict())
+    assert torch.equal(fresh.eval()(DATA[0]), small()(DATA[0]))  # no ranges, so in float as before
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(DATA[0]), model.eval()(DATA[0]))
+    assert hash_integers(convert(fresh)) == hash_integers(convert(model))

@@ -32,6 +32,7 @@ class Slot(nn.Module):
         self.point = name
         self.mode: Mode = "float"
         self.observer: Observes | None = None
+        self.register_load_state_dict_post_hook(_quantize_if_calibrated)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any; the result has the shape of x."""
@@ -61,6 +62,16 @@ class Slot(nn.Module):
     def extra_repr(self) -> str:
         """The name and the mode."""
         return f"{self.point!r}, {self.mode}"
+
+
+def _quantize_if_calibrated(slot: nn.Module, _: object) -> None:
+    """After a state was loaded: that of a calibrated model holds ranges, which are there to be used."""
+    assert isinstance(slot, Slot)
+    try:
+        slot.grid()
+    except CalibrationError:
+        return
+    slot.mode = "quantize"
 
 
 def _in_full_precision(quantizer: nn.Module, x: Tensor) -> Tensor:
