@@ -1,6 +1,5 @@
 """Training: it learns, it resumes to the bit, it stops where nothing is learned, and its parts are their formulas."""
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,57 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isobit
-from isobit.algorithms.calibration import Observation, calibrate, finish
+from algorithms.blobs import Blobs, evaluation, network, prepared
+from isobit.algorithms.calibration import finish
 from isobit.core.checkpoint import load_checkpoint
 from isobit.core.errors import CalibrationError, SettingError
-from isobit.observers import MeanAbs
 
 pytest.importorskip("lightning", reason="Lightning is not installed")
 
 from isobit.algorithms.training import Training, train
-from isobit.algorithms.training_task import learning_rate_factor, parameter_groups, soft_targets
-
-
-class Blobs:
-    """Two classes that a small network tells apart, a function of the epoch; may die in the middle of one."""
-
-    steps = 6
-
-    def __init__(self, *, dies_in: int | None = None) -> None:
-        self.dies_in = dies_in
-
-    def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(number)
-        for step in range(self.steps):
-            if number == self.dies_in and step == 3:
-                raise RuntimeError("killed")
-            y = torch.randint(0, 2, (16,), generator=generator)
-            x = torch.randn(16, 2, 6, 6, generator=generator) + y[:, None, None, None]
-            yield x[rank::ranks], y[rank::ranks]
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(16, 2),
-    )  # fmt: skip
-
-
-def evaluation() -> list[tuple[Tensor, Tensor]]:
-    return list(Blobs().epoch(99))
-
-
-def prepared(bn_fold: int | None = None) -> nn.Module:
-    x = next(iter(Blobs().epoch(0)))[0]
-    names = {"weight_quantizer": "lsq", "activation_quantizer": "lsq"}
-    model = isobit.prepare(network(), x, target="tensorrt", bits=4, bn_fold=bn_fold, **names)
-    calibrate(model, [x], Observation(weight=MeanAbs(), activation=MeanAbs()))
-    return model
+from isobit.algorithms.training_task import learning_rate_factor, parameter_groups
 
 
 def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:
@@ -135,30 +95,6 @@ def test_an_uncalibrated_model_is_refused(tmp_path: Path) -> None:
     model = isobit.prepare(network(), x, target="tensorrt")
     with pytest.raises(CalibrationError, match="has no range yet"):
         train(model, Blobs(), evaluation(), Training(epochs=1), folder=tmp_path)
-
-
-def test_distillation_needs_a_teacher_and_follows_it(tmp_path: Path) -> None:
-    settings = Training(epochs=6, distillation=1.0, temperature=2.0, learning_rate=0.05)
-    with pytest.raises(SettingError, match="needs a teacher"):
-        train(network(), Blobs(), evaluation(), settings, folder=tmp_path)
-    teacher = network()
-    train(teacher, Blobs(), evaluation(), Training(epochs=3, learning_rate=0.05), folder=tmp_path / "teacher")
-    before = copy.deepcopy(teacher.state_dict())
-    record = train(network(), Blobs(), evaluation(), settings, folder=tmp_path / "student", teacher=teacher)
-    assert record.last is not None and record.last.accuracy > 80
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
-
-
-def test_soft_targets_are_the_divergence_and_its_gradient() -> None:
-    torch.manual_seed(0)
-    student = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(5, 4, dtype=torch.float64)
-    t = 3.0
-    p, q = F.softmax(teacher / t, 1), F.softmax(student.detach() / t, 1)
-    loss = soft_targets(student, teacher, t)
-    torch.testing.assert_close(loss.detach(), t * t * (p * (p / q).log()).sum() / 5, rtol=1e-12, atol=0)
-    (grad,) = torch.autograd.grad(loss, student)
-    torch.testing.assert_close(grad, t * (q - p) / 5, rtol=1e-12, atol=1e-15)
 
 
 def test_learning_rates() -> None:

@@ -4,13 +4,14 @@ A user's own loop needs nothing of this: a prepared and calibrated model is an n
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from isobit.core.batches import Data
 from isobit.core.errors import MissingExtraError, SettingError
@@ -18,12 +19,15 @@ from isobit.core.progress import Progress, silent
 
 
 class TrainingData(Protocol):
-    """Training batches `(x, labels)` that are a function of the epoch, so that a resumed run sees the same ones."""
+    """Training batches `(x, labels)` that are a function of the epoch, so that a resumed run sees the same ones.
+
+    For distillation without labels, `(x,)` will do.
+    """
 
     steps: int
     """Batches of one epoch in one process."""
 
-    def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Iterable[Any]:
         """The batches of epoch `number` (from 0) for one of several processes."""
 
 
@@ -32,8 +36,14 @@ class Training:
     """The training recipe. Rates are per step, `warmup_epochs` may be a fraction; `cosine` ends at 0.
 
     Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
-    their algorithm says otherwise. `distillation` is the weight of the teacher's soft targets in the loss, with
-    `temperature`. `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
+    their algorithm says otherwise.
+
+    A teacher adds to the loss: `distillation` is the weight of its soft targets, at `temperature`, and one less that of
+    the labels; `feature_distillation` is the weight of the error of the feature maps at `feature_layers`, named as in
+    the float network (see `isobit.algorithms.distillation`). Without `labels` the training data needs none, and the
+    mean squared error of the outputs to the teacher's takes their place.
+
+    `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
     the network's training step is compiled. Where training computes with other weights than are deployed, as SLB does
     (a quantizer's `differs_in_eval`), batch-norm statistics are taken anew from `bn_recalibration` training batches
     before each evaluation.
@@ -54,6 +64,9 @@ class Training:
     quantizer_weight_decay: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
+    feature_distillation: float = 0.0
+    feature_layers: tuple[str, ...] = ()
+    labels: bool = True
     bn_recalibration: int = 50
     precision: str = "32-true"
     compile: bool = False
@@ -72,8 +85,19 @@ class Training:
             raise SettingError(f"warmup_epochs has to be from 0 to below epochs, got {self.warmup_epochs}")
         if not 0 <= self.distillation <= 1:
             raise SettingError(f"distillation is a weight from 0 to 1, got {self.distillation}")
+        if not (self.feature_distillation >= 0 and math.isfinite(self.feature_distillation)):
+            raise SettingError(f"feature_distillation is a weight of at least 0, got {self.feature_distillation}")
+        if self.feature_layers and not self.feature_distillation:
+            raise SettingError("feature_layers are named, and feature_distillation is 0: give it a weight, such as 1.0")
+        if not self.labels and self.label_smoothing:
+            raise SettingError("label_smoothing is set, and labels is false: set one of them otherwise")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingError(f"ema_decay has to lie between 0 and 1, got {self.ema_decay}")
+
+    @property
+    def distills(self) -> bool:
+        """Whether there has to be a teacher."""
+        return self.distillation > 0 or self.feature_distillation > 0 or not self.labels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,10 +164,17 @@ def train(
     is not finite, or not below guessing after a whole epoch, ends the run as not converged.
 
     Raises MissingExtraError without Lightning, SettingError for distillation without a teacher or a checkpoint of
-    other settings, CalibrationError for quantizers without ranges.
+    other settings, UnknownNameError for a feature layer that does not exist, CalibrationError for quantizers without
+    ranges and data without labels.
     """
-    if settings.distillation and teacher is None:
-        raise SettingError("distillation needs a teacher: give one, or set distillation to 0")
+    if settings.distills and teacher is None:
+        raise SettingError(
+            "distillation needs a teacher: give one, or set distillation and feature_distillation to 0, labels to true"
+        )
+    if teacher is not None and not settings.distills:
+        raise SettingError(
+            "nothing is learned from the teacher: set distillation or feature_distillation, or give none"
+        )
     try:
         import lightning.pytorch  # noqa: F401
     except ImportError as error:

@@ -17,8 +17,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, fx, nn
 
 from isobit.algorithms.batch_norm import recalibrate_batch_norm
+from isobit.algorithms.distillation import Distillation
 from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
-from isobit.core.batches import Data, batches
+from isobit.core.batches import Batch, Data, batches
 from isobit.core.checkpoint import load_checkpoint, save_checkpoint
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.progress import Progress
@@ -138,8 +139,9 @@ class Task(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self._teacher = (teacher.eval(),) if teacher is not None else ()  # in a tuple: no part of the checkpoint
-        self._step_of = (torch.compile(model) if settings.compile else model,)  # likewise: it is the model once more
+        self._distillation = Distillation(model, teacher, settings) if teacher is not None else None
+        compiled = settings.compile and teacher is None
+        self._step_of = (torch.compile(model) if compiled else model,)  # in a tuple: it is the model once more
         self.data, self.evaluation, self.settings, self.progress = data, evaluation, settings, progress
         self.curve: list[Epoch] = []
         self.not_converged = ""
@@ -163,8 +165,8 @@ class Task(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """The teacher computes where the student does."""
-        for teacher in self._teacher:
-            teacher.to(self.device)
+        if self._distillation is not None:
+            self._distillation.teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Seed the draws of this epoch, and move schedules of the algorithms."""
@@ -177,22 +179,35 @@ class Task(pl.LightningModule):
     def training_step(self, batch: Any, index: int) -> Tensor | None:
         """The loss of one batch: cross-entropy, the teacher's part, the quantizers' penalties."""
         (one,) = batches([batch], name="training data")
-        if one.labels is None:
-            raise CalibrationError("the training data has no labels: give batches (x, labels)")
-        logits = self._step_of[0](*one.inputs)
-        self._classes = logits.shape[1]
-        loss = F.cross_entropy(logits, one.labels, label_smoothing=self.settings.label_smoothing)
-        self._losses.append(loss.detach())
-        part = self.settings.distillation
-        for teacher in self._teacher if part else ():
-            with torch.no_grad():
-                wanted = teacher(*one.inputs)
-            loss = (1 - part) * loss + part * soft_targets(logits, wanted, self.settings.temperature)
+        loss = self._loss(one)
         loss = loss + penalties(self.model)
         if index % CHECK_EVERY == 0:
             self.progress("training", self.global_step, self.settings.epochs * self.data.steps)
             if not bool(torch.isfinite(loss)):
                 self._stop(f"the loss became {float(loss)} in epoch {self.current_epoch + 1}, step {index + 1}")
+        return loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Without penalties. The epoch's mean is that of the cross-entropy, where there are labels."""
+        distillation, s, supervised = self._distillation, self.settings, None
+        features: list[Tensor] = []
+        if distillation is None:
+            logits = self._step_of[0](*batch.inputs)
+        else:
+            logits, features = distillation.student(*batch.inputs)
+        self._classes = logits.shape[1]
+        if s.labels:
+            if batch.labels is None:
+                raise CalibrationError(
+                    "the training data has no labels: give batches (x, labels), or a teacher, and set labels to false"
+                )
+            supervised = F.cross_entropy(logits, batch.labels, label_smoothing=s.label_smoothing)
+        if distillation is None:
+            assert supervised is not None
+            loss = supervised
+        else:
+            loss = distillation.loss(batch.inputs, logits, features, supervised)
+        self._losses.append((loss if supervised is None else supervised).detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -206,7 +221,8 @@ class Task(pl.LightningModule):
     def validation_step(self, batch: Any, _: int) -> None:
         """Count the images right, in full precision whatever the training has: so it is deployed."""
         (one,) = batches([batch], name="evaluation data")
-        assert one.labels is not None
+        if one.labels is None:
+            raise CalibrationError("the evaluation data has no labels: give batches (x, labels)")
         with torch.autocast(self.device.type, enabled=False):
             logits = self.model(*one.inputs)
         self._right += int((logits.argmax(1) == one.labels).sum())
@@ -229,7 +245,7 @@ class Task(pl.LightningModule):
         lost = [e for e in self.curve[-PATIENCE:] if e.loss >= guessing and e.number > self.settings.warmup_epochs]
         if not math.isfinite(loss):
             self._stop(f"the mean loss of epoch {number} is {loss}")
-        elif len(lost) == PATIENCE:
+        elif len(lost) == PATIENCE and self.settings.labels:
             self._stop(f"the mean loss of epoch {number}, {loss:.3f}, is not below that of guessing, {guessing:.3f}")
 
     def _stop(self, reason: str) -> None:
@@ -331,13 +347,6 @@ def learning_rate_factor(step: int, *, steps: int, warmup: float, schedule: str)
     return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1.0)))
 
 
-def soft_targets(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch (Hinton et al. 2015)."""
-    student = F.log_softmax(logits / temperature, dim=1)
-    teacher = F.log_softmax(wanted / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
 def penalties(model: nn.Module) -> Tensor | float:
     """The sum of what the quantizers add to the loss."""
     held = [module.quantizer for module in model.modules() if isinstance(module, Slot)]
@@ -347,10 +356,10 @@ def penalties(model: nn.Module) -> Tensor | float:
 
 def _check_same(found: dict[str, Any], settings: Training) -> None:
     """Raise SettingError where a checkpoint is that of other settings."""
-    own = asdict(settings)
-    if other := [k for k, v in own.items() if found.get(k) != v]:
+    own, found = asdict(settings), asdict(Training()) | found  # a setting that came later had its default
+    if other := [k for k, v in own.items() if found[k] != v]:
         raise SettingError(
-            f"the folder holds a run with {other[0]} = {found.get(other[0])!r}, this one has {own[other[0]]!r}: "
+            f"the folder holds a run with {other[0]} = {found[other[0]]!r}, this one has {own[other[0]]!r}: "
             "choose another folder, or delete last.safetensors to start again"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from isobit.core.errors import IsobitError, SettingError
 from isobit.core.files import write_json
 from isobit.core.progress import Progress, silent
-from isobit.recipes.codec import encode
+from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.training import TrainingRecipe
 
@@ -114,8 +114,8 @@ def _is_of(record: Path, recipe: TrainingRecipe) -> bool:
     """Whether a record is there and is that of this very recipe."""
     if not record.is_file():
         return False
-    found = json.loads(record.read_text())["recipe"]
-    if found != json.loads(json.dumps(encode(recipe))):
+    found = decode(TrainingRecipe, json.loads(record.read_text())["recipe"], path=str(record))
+    if not recipe.same_result(found):
         raise SettingError(
             f"{record.parent} holds the result of another recipe: choose another folder, or delete that one"
         )

@@ -1,5 +1,6 @@
 """What `isobit train` does with its recipe, and how the result is shown."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch
     evaluation = load_data(recipe.evaluation, reading)
     torch.manual_seed(recipe.training.seed)
     net = load_model(recipe.network, None if recipe.weights is None else Path(recipe.weights))
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = load_model(recipe.teacher, None if recipe.teacher_weights is None else Path(recipe.teacher_weights))
+    teacher = teacher_of(recipe, net)
     model = quantized(recipe, net, data, folder, watch) if recipe.quantization else net
     record = train(model, data, evaluation, recipe.training, folder=folder, teacher=teacher, progress=watch)
     result = Trained(recipe=recipe, record=record, folder=folder, artifact=None)
@@ -68,11 +67,22 @@ def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch
     return result
 
 
+def teacher_of(recipe: TrainingRecipe, net: nn.Module) -> nn.Module | None:
+    """The network that distillation learns from: the one that is named, or the float network as it was loaded."""
+    if not recipe.training.distills:
+        return None
+    if recipe.teacher is None:
+        return copy.deepcopy(net)
+    return load_model(recipe.teacher, None if recipe.teacher_weights is None else Path(recipe.teacher_weights))
+
+
 def training_set(recipe: TrainingRecipe, plain: Batches, watch: Watch) -> TrainingSet:
     """The training batches of a recipe."""
     a, seed = recipe.augmentation, recipe.training.seed
     read = plain.watched(watch, "reading the training data")
-    return TrainingSet(read, batch_size=recipe.batch_size, crop=a.crop, mirror=a.mirror, seed=seed)
+    return TrainingSet(
+        read, batch_size=recipe.batch_size, crop=a.crop, mirror=a.mirror, seed=seed, labels=recipe.training.labels
+    )
 
 
 def quantized(recipe: TrainingRecipe, net: nn.Module, data: TrainingSet, folder: Path, watch: Watch) -> fx.GraphModule:

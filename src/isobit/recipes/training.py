@@ -1,6 +1,6 @@
 """A training recipe: network, data, quantization and schedule in one file, and the run that it describes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isobit.algorithms.training import Training
 from isobit.core.errors import SettingError
@@ -19,7 +19,8 @@ class Augmentation:
 class TrainingRecipe:
     """What `isobit train` does. Without `quantization` the float network is trained.
 
-    `network` and `teacher` are built-in names or `file.py:callable`; `data` and `evaluation` as on the command line;
+    `network` and `teacher` are built-in names or `file.py:callable`; `data` and `evaluation` as on the command line.
+    Where distillation names no teacher, the float network itself, with its `weights`, is the teacher.
     `calibration_batches` batches of the training data, as they are, set the first ranges.
     """
 
@@ -43,5 +44,16 @@ class TrainingRecipe:
             raise SettingError(f"this isobit reads training recipes of format 1, this one has format {self.format}")
         if self.calibration_batches < 1:
             raise SettingError(f"calibration_batches has to be at least 1, got {self.calibration_batches}")
-        if self.training.distillation and self.teacher is None:
-            raise SettingError("training.distillation is set, and no teacher: name one, or set it to 0")
+        if self.teacher is None and self.teacher_weights is not None:
+            raise SettingError("teacher_weights are given, and no teacher: name the network that they belong to")
+        if self.teacher is not None and not self.training.distills:
+            raise SettingError("a teacher is named, and nothing is learned from it: set training.distillation")
+        trained = self.weights is not None or ":" not in self.network
+        if self.training.distills and self.teacher is None and not trained:
+            raise SettingError(
+                "distillation needs a teacher: name one, or give the weights of the network, which then is the teacher"
+            )
+
+    def same_result(self, other: "TrainingRecipe") -> bool:
+        """Whether both describe the same run: notes change nothing."""
+        return replace(self, notes=()) == replace(other, notes=())
