@@ -3,15 +3,17 @@
 import dataclasses
 import math
 import random
-from typing import Any
+from contextlib import suppress
+from itertools import product
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from isobit.core.errors import CalibrationError
+from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.granularity import Granularity, PerChannel, PerGroup, PerTensor, scale_shape
-from isobit.core.grid import PowersOfTwo, Uniform
+from isobit.core.grid import AdditivePowersOfTwo, Codebook, Grid, MidRise, PowersOfTwo, Uniform
 from isobit.core.qparams import QParams
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS, ObserverSettings
@@ -33,6 +35,13 @@ SCHEMES = {
         ("", Scheme(bits=5, signed=False, symmetric=False, scale=PowerOfTwo())),
         ("", Scheme(bits=4, grid=PowersOfTwo())),
         ("", Scheme(bits=3, signed=False, grid=PowersOfTwo())),
+        ("", Scheme(bits=1, grid=MidRise())),
+        ("", Scheme(bits=3, grid=MidRise())),
+        ("", Scheme(bits=4, grid=AdditivePowersOfTwo())),
+        ("", Scheme(bits=2, signed=False, grid=AdditivePowersOfTwo())),
+        ("", Scheme(bits=1, grid=Codebook())),
+        ("", Scheme(bits=4, grid=Codebook())),
+        ("", Scheme(bits=3, signed=False, grid=Codebook())),
     ]
 }
 FEW = [
@@ -96,6 +105,34 @@ def test_any_order_and_split_gives_the_same_parameters(name: str, scheme: Scheme
             cuts = torch.randint(0, 29, (5,)).sort().values
             order = list(torch.cat(order)[torch.randperm(28)].tensor_split(cuts))
         assert same(observe(name, scheme, order), expected)
+
+
+def formats_of(grid: Grid) -> list[Scheme]:
+    """Every width of the grid, signed and unsigned, with one scale and with one per channel."""
+    found = []
+    for bits, signed, granularity in product(range(1, 9), (True, False), (PerTensor(), PerChannel(1))):
+        with suppress(SettingError):  # not all grids have all formats
+            found.append(Scheme(bits=bits, signed=signed, grid=grid, granularity=granularity))
+    return [scheme for scheme in found if len(scheme.levels) > 1]
+
+
+@every_observer
+@pytest.mark.parametrize("grid", get_args(Grid), ids=lambda grid: grid.__name__)
+def test_every_grid_and_width_gets_a_sensible_range(name: str, grid: type[Grid]) -> None:
+    """5 % of the power are lost at most, or little more than where nothing is clipped.
+
+    But for logits, where something else counts than the power.
+    """
+    x = batches_of("normal", count=1)[0][:, ::2]
+    for scheme in formats_of(grid()):
+        wanted = x if scheme.signed else x.relu()
+        q, everything = observe(name, scheme, [x], bins=256, steps=10, samples=32), observe("min_max", scheme, [x])
+        assert q.scheme == scheme and q.scale.shape == scale_shape(tuple(x.shape), scheme.granularity), scheme
+        low, high = q.range()
+        assert bool((low < high).all()), scheme
+        lost, most = (float((p.fake_quantize(x) - wanted).square().mean()) for p in (q, everything))
+        power = float(wanted.square().mean())
+        assert name == "cross_entropy" or lost <= max(1.5 * most, 0.05 * power), (scheme, lost / power, most / power)
 
 
 EDGES = {

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from isobit.core.grid import PowersOfTwo
+from isobit.core.grid import AdditivePowersOfTwo, Codebook, MidRise, PowersOfTwo, Uniform
 from isobit.core.qparams import QParams
 from isobit.core.scheme import PowerOfTwo, Scheme
 
@@ -19,9 +19,9 @@ BINS = 512
 
 
 def parameters_of(low: float, high: float, scheme: Scheme) -> tuple[float, int]:
-    """Scale and zero point of a range widened to 0; the scheme's sign is settled."""
+    """Scale and zero point of a range widened to 0; the scheme's sign is settled. A codebook reaches to 1."""
     low, high = min(low, 0.0), max(high, 0.0)
-    lowest, highest = scheme.quant_min, scheme.quant_max
+    lowest, highest = (-1, 1) if isinstance(scheme.grid, Codebook) else (scheme.quant_min, scheme.quant_max)
     if scheme.symmetric:
         scale = (max(high, -low) if scheme.signed else high) / max(highest, 1)
     else:
@@ -34,14 +34,35 @@ def parameters_of(low: float, high: float, scheme: Scheme) -> tuple[float, int]:
 
 
 def quantize(x: Array, scale: float, zero_point: int, scheme: Scheme) -> Array:
-    if isinstance(scheme.grid, PowersOfTwo):
+    if not isinstance(scheme.grid, Uniform):
         levels = np.array(scheme.levels, dtype=np.float64)
-        return levels[np.abs(x[..., None] / scale - levels).argmin(-1)] * scale
+        return nearest(x, levels * scale, ties_up=isinstance(scheme.grid, MidRise))
     return (np.clip(np.rint(x / scale) + zero_point, scheme.quant_min, scheme.quant_max) - zero_point) * scale
 
 
+def nearest(x: Array, values: Array, *, ties_up: bool = False) -> Array:
+    return values[np.searchsorted((values[1:] + values[:-1]) / 2, x, side="right" if ties_up else "left")]
+
+
+def even_values(low: float, high: float, scheme: Scheme) -> Array:
+    """What a codebook starts with."""
+    return np.linspace(min(low, 0.0) if scheme.signed else 0.0, max(high, 0.0), 2**scheme.bits)
+
+
+def quantize_in(x: Array, low: float, high: float, scheme: Scheme) -> Array:
+    if isinstance(scheme.grid, Codebook):
+        return nearest(x, even_values(low, high, scheme))
+    return quantize(x, *parameters_of(low, high, scheme), scheme)
+
+
+def quantize_as(q: QParams, x: Array) -> Array:
+    if q.codebook is not None:
+        return nearest(x, q.codebook.double().numpy() * q.scale.item())
+    return quantize(x, q.scale.item(), q.zero_point.item(), q.scheme)
+
+
 def squared_error(x: Array, low: float, high: float, scheme: Scheme) -> float:
-    return float(np.square(x - quantize(x, *parameters_of(low, high, scheme), scheme)).mean())
+    return float(np.square(x - quantize_in(x, low, high, scheme)).mean())
 
 
 def width_of(x: Array) -> float:
@@ -52,6 +73,9 @@ def assert_range(q: QParams, low: float, high: float) -> None:
     scale, zero_point = parameters_of(low, high, q.scheme)
     np.testing.assert_allclose(q.scale.item(), scale, rtol=1e-6)
     assert q.zero_point.item() == zero_point
+    if q.codebook is not None:
+        values = even_values(low, high, q.scheme)
+        np.testing.assert_allclose(q.codebook.numpy() * q.scale.item(), values, atol=1e-6 * np.abs(values).max())
 
 
 def check_min_max(q: QParams, batches: list[Array]) -> None:
@@ -89,7 +113,7 @@ def check_mse(q: QParams, batches: list[Array]) -> None:
     x = np.concatenate(batches).ravel()
     factors = np.linspace(1, 1 / 60, 60)
     low, high = min(x.min(), 0.0), max(x.max(), 0.0)
-    if q.scheme.symmetric:
+    if q.scheme.symmetric and q.codebook is None:
         ranges = [(low * f, high * f) for f in factors]
     else:
         ranges = [(low * f, high * g) for f in factors[::3] for g in factors[::2]]
@@ -100,7 +124,8 @@ def check_histogram(q: QParams, batches: list[Array]) -> None:
     """The path one bin at a time, with the cost of each end counted anew at each step."""
     x = np.concatenate(batches).ravel()
     x_of_path = x
-    if q.scheme.symmetric:
+    tied = q.scheme.symmetric and q.codebook is None
+    if tied:
         x_of_path = np.abs(x) if q.scheme.signed else np.maximum(x, 0)
     width = width_of(x)
     bins = np.trunc(x_of_path / width)
@@ -116,7 +141,7 @@ def check_histogram(q: QParams, batches: list[Array]) -> None:
     best = math.inf
     while high_end > 0 or low_end < 0:
         low, high = max(low_end * width, min(x.min(), 0)), min(high_end * width, x_of_path.max())
-        if q.scheme.symmetric:
+        if tied:
             low = -high if q.scheme.signed else 0.0
         if (high_end - low_end) % 4 == 0:
             best = min(best, squared_error(x, low, high, q.scheme))
@@ -127,7 +152,7 @@ def check_histogram(q: QParams, batches: list[Array]) -> None:
 
 
 def assert_error(q: QParams, x: Array, best: float) -> None:
-    mine = np.square(x - quantize(x, q.scale.item(), q.zero_point.item(), q.scheme)).mean()
+    mine = np.square(x - quantize_as(q, x)).mean()
     assert mine <= 1.02 * best
 
 
@@ -140,6 +165,8 @@ def check_kl_divergence(q: QParams, batches: list[Array]) -> None:
         one_sided = max(-low, high) / (high - low) > 2**-0.5
     magnitudes = np.maximum(x, 0) if scheme.symmetric and one_sided else np.abs(x)
     threshold = kl_threshold(magnitudes, width_of(x), scheme, one_sided)
+    if scheme.signed and isinstance(scheme.grid, MidRise | Codebook):
+        threshold *= (2**scheme.bits - 1) / 2**scheme.bits  # the highest level is in the middle of its group
     if scheme.symmetric:
         assert_range(q, -threshold if scheme.signed else 0.0, threshold)
     else:
@@ -149,7 +176,7 @@ def check_kl_divergence(q: QParams, batches: list[Array]) -> None:
 def kl_threshold(magnitudes: Array, width: float, scheme: Scheme, one_sided: bool) -> float:
     bins = np.bincount(np.trunc(magnitudes / width).astype(int)).astype(float)
     bins[0] = bins[1]
-    if isinstance(scheme.grid, PowersOfTwo):
+    if isinstance(scheme.grid, PowersOfTwo | AdditivePowersOfTwo):
         levels = np.array([v for v in scheme.levels if v >= 0], dtype=float)
         shares = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2 / levels[-1], [1.0]])
     else:
@@ -177,15 +204,17 @@ def check_cross_entropy(q: QParams, batches: list[Array]) -> None:
     z = np.concatenate(batches).reshape(-1, batches[0].shape[-1])
     p = softmax(z, axis=-1)
 
-    def loss(scale: float, zero_point: int) -> float:
-        return float(-(p * log_softmax(quantize(z, scale, zero_point, q.scheme), axis=-1)).sum(-1).mean())
+    def loss(quantized: Array) -> float:
+        return float(-(p * log_softmax(quantized, axis=-1)).sum(-1).mean())
 
     factors = np.linspace(1, 0.05, 20)
-    pairs = [(f, f) for f in factors] + [(f, g) for f in factors[::2] for g in factors[::2]]
+    pairs = [(f, f) for f in factors]
+    if q.codebook is not None or not q.scheme.symmetric:
+        pairs += [(f, g) for f in factors[::2] for g in factors[::2]]
     low, high = min(z.min(), 0), max(z.max(), 0)
-    losses = [loss(*parameters_of(low * f, high * g, q.scheme)) for f, g in pairs]
+    losses = [loss(quantize_in(z, low * f, high * g, q.scheme)) for f, g in pairs]
     floor = float(-(p * np.log(p)).sum(-1).mean())
-    assert loss(q.scale.item(), q.zero_point.item()) - floor <= 1.05 * (min(losses) - floor) + 1e-6
+    assert loss(quantize_as(q, z)) - floor <= 1.05 * (min(losses) - floor) + 1e-6
 
 
 def check_mean_std(q: QParams, batches: list[Array]) -> None:
@@ -195,7 +224,8 @@ def check_mean_std(q: QParams, batches: list[Array]) -> None:
 
 def check_mean_abs(q: QParams, batches: list[Array]) -> None:
     x, scheme = np.concatenate(batches).ravel(), q.scheme
-    positive = max(1, sum(level > 0 for level in scheme.levels))
+    levels = even_values(-1, 1, scheme) if isinstance(scheme.grid, Codebook) else scheme.levels
+    positive = max(1, sum(level > 0 for level in levels))
     reach = 2 * np.abs(x).mean() * math.sqrt(positive)
     if scheme.symmetric:
         assert_range(q, -reach if scheme.signed else 0.0, reach)
@@ -203,6 +233,18 @@ def check_mean_abs(q: QParams, batches: list[Array]) -> None:
     length = reach / positive * (scheme.quant_max - scheme.quant_min)
     low = max(min(x.min(), 0.0), -length)
     assert_range(q, low, low + length)
+
+
+def check_centroids(q: QParams, batches: list[Array]) -> None:
+    """For a codebook a fixed point of Lloyd's iterations: each centroid is the mean of what is nearest to it."""
+    if q.codebook is None:
+        return check_min_max(q, batches)
+    x, centroids = np.concatenate(batches).ravel(), q.codebook.double().numpy()
+    x = x if q.scheme.signed else np.maximum(x, 0)
+    cluster = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, x)
+    means = np.bincount(cluster, weights=x, minlength=len(centroids)) / np.bincount(cluster, minlength=len(centroids))
+    np.testing.assert_allclose(centroids, means, atol=1e-3)
+    return None
 
 
 CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
@@ -215,6 +257,6 @@ CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
     "cross_entropy": check_cross_entropy,
     "mean_std": check_mean_std,
     "mean_abs": check_mean_abs,
-    "centroids": check_min_max,
+    "centroids": check_centroids,
 }
 """By name in `OBSERVERS`: what the parameters have to be, given the batches in float64."""

@@ -80,6 +80,7 @@ class CentroidsObserver:
             return self._seen.qparams(self._seen.low, self._seen.high)
         scheme = self._seen.resolved_scheme()
         values = torch.cat(self._values).double().sort().values
+        values = values if scheme.signed else values.clamp(min=0)
         codebook = lloyd(values, 1 << scheme.bits, self._iterations).float()
         one = torch.ones((), device=codebook.device)
         return QParams(one, torch.zeros_like(one, dtype=torch.int32), scheme, codebook)

@@ -14,6 +14,7 @@ from isobit.core.errors import SettingError
 from isobit.core.granularity import PerTensor, expand, scale_shape
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
+from isobit.observers.range_error import has_free_ends
 from isobit.observers.seen_range import SeenRange
 
 
@@ -76,7 +77,7 @@ class CrossEntropyObserver:
     """argmin over the factors f of H(softmax(z), softmax(ẑ)), with the range f · [low, high] of each scale.
 
     f = 1, 1 - 1/steps, …, 1/steps, the largest of equals. Scales depend on each other through the softmax, so that
-    all shrink by the same f. An asymmetric range then shrinks at one end at a time from the best f.
+    all shrink by the same f. A range with a zero point, or a codebook, then shrinks at one end at a time from the best.
     """
 
     def __init__(self, scheme: Scheme, settings: CrossEntropy) -> None:
@@ -115,7 +116,7 @@ class CrossEntropyObserver:
         steps = self._settings.steps
         factors = torch.arange(steps, 0, -1, device=low.device, dtype=torch.float64) / steps
         best = self._best(low, high, factors, factors)
-        if not self._seen.scheme.symmetric:
+        if has_free_ends(self._seen.scheme):
             best = self._best(low, high, best[0], torch.cat([best[1], factors]))
             best = self._best(low, high, torch.cat([best[0], factors]), best[1])
         return self._seen.qparams(low * best[0], high * best[1])
@@ -138,7 +139,7 @@ class CrossEntropyObserver:
         if len(scale) > 1:
             scale, zero_point = scale[self._blocks], zero_point[self._blocks]
         scheme = replace(parameters.scheme, granularity=PerTensor())  # a scale that broadcasts as it is
-        return QParams(scale, zero_point, scheme).fake_quantize(self._logits)
+        return QParams(scale, zero_point, scheme, parameters.codebook).fake_quantize(self._logits)
 
     def _vectors(self, x: Tensor) -> Tensor:
         """(samples, classes)."""

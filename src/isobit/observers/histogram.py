@@ -9,7 +9,7 @@ from torch import Tensor
 from isobit.core.errors import SettingError
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
-from isobit.observers.range_error import best_range, quantization_error
+from isobit.observers.range_error import best_range, has_free_ends, quantization_error
 from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
 
 
@@ -39,16 +39,17 @@ def histogram_range(part: HistogramPart, scheme: Scheme, *, candidates: int) -> 
     """Follow `shrinking_path`, judge ranges on it by their L2 error, and keep the best.
 
     `candidates` ranges, evenly spread over the path, come first; then every one between the neighbours of the
-    best. A symmetric range shrinks at both ends at once.
+    best. A symmetric range shrinks at both ends at once, unless it is that of a codebook.
     """
     right, left, low, high = part.right, part.left, part.low.clamp(max=0), part.high.clamp(min=0)
-    if scheme.symmetric:
+    tied = not has_free_ends(scheme)
+    if tied:
         right, left = (right + left if scheme.signed else right), torch.zeros_like(left)
         high = torch.maximum(high, -low) if scheme.signed else high
     low_edges, high_edges, start = shrinking_path(right, left)
     low_edges = torch.maximum(low_edges.double(), low[:, None])
     high_edges = torch.minimum(high_edges.double(), high[:, None])
-    if scheme.symmetric:
+    if tied:
         low_edges = -high_edges if scheme.signed else torch.zeros_like(high_edges)
     points, weights = part.points()
 

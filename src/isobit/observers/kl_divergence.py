@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from isobit.core.grid import Uniform
+from isobit.core.grid import Codebook, MidRise, Uniform
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
 from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
@@ -38,7 +38,8 @@ class KlDivergence:
 def kl_range(part: HistogramPart, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The range up to the threshold t of `kl_threshold`, inside what was seen.
 
-    Symmetric and signed: t of |x|, over the levels to one side of 0. Symmetric and unsigned: t of max(x, 0).
+    Symmetric and signed: t of |x|, over the levels to one side of 0; where 0 is none of them, as on the mid-rise grid,
+    the highest level lies in the middle of the last group, at t (1 - 2^-bits). Symmetric and unsigned: t of max(x, 0).
     Asymmetric: t of |x|, clipping at t and at -t; over all levels where nearly the whole range lies on one side
     of 0, as after a ReLU or SiLU, else over half of them.
     """
@@ -59,6 +60,8 @@ def kl_range(part: HistogramPart, scheme: Scheme) -> tuple[Tensor, Tensor]:
             edges = group_edges(scheme, one_sided=one_sided)
             threshold[chosen] = kl_threshold(magnitudes[chosen], edges.to(largest.device)).double()
     threshold = torch.minimum(threshold, largest)
+    if scheme.signed and isinstance(scheme.grid, MidRise | Codebook):
+        threshold = threshold * (1 - 0.5**scheme.bits)
     if scheme.symmetric:
         return (-threshold if scheme.signed else torch.zeros_like(threshold)), threshold
     return part.low.clamp(max=0).maximum(-threshold), part.high.clamp(min=0).minimum(threshold)
@@ -67,15 +70,15 @@ def kl_range(part: HistogramPart, scheme: Scheme) -> tuple[Tensor, Tensor]:
 def group_edges(scheme: Scheme, *, one_sided: bool) -> Tensor:
     """Where the groups of bins that share a level begin and end, as shares of the threshold from 0 to 1, float64.
 
-    Equal groups for a uniform grid, 2^(bits - 1), or 2^bits where it is one-sided; for the powers of two the
-    middles between the levels.
+    Equal groups for even levels, also those that a codebook starts with: 2^(bits - 1), or 2^bits where it is one-sided.
+    For the others the middles between the levels.
     """
-    if isinstance(scheme.grid, Uniform):
+    if isinstance(scheme.grid, Uniform | MidRise | Codebook):
         groups = 1 << (scheme.bits if one_sided else scheme.bits - 1)
         return torch.arange(groups + 1, dtype=torch.float64) / groups
     levels = torch.tensor([level for level in scheme.levels if level >= 0], dtype=torch.float64)
     middles = (levels[1:] + levels[:-1]) / 2
-    return torch.cat([levels[:1], middles / levels[-1:], levels.new_ones(1)])
+    return torch.cat([levels.new_zeros(1), middles / levels[-1:], levels.new_ones(1)])
 
 
 def kl_threshold(counts: Tensor, edges: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from isobit.core.grid import Codebook
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
 from isobit.observers.seen_range import SeenRange, in_float64
@@ -27,12 +28,19 @@ class MeanAbs:
         return MeanAbsObserver(scheme)
 
 
+def positive_levels(scheme: Scheme) -> int:
+    """How many levels lie above 0, at least 1; those of a codebook, whose levels are indices, as far as it is even."""
+    if isinstance(scheme.grid, Codebook):
+        return 1 << (scheme.bits - 1) if scheme.signed else (1 << scheme.bits) - 1
+    return max(1, sum(level > 0 for level in scheme.levels))
+
+
 @final
 class MeanAbsObserver:
     """s = 2 mean|x| / sqrt(Q), where Q is the number of positive levels, at least 1.
 
-    On a uniform grid Q is the highest level, as in the paper; a logarithmic grid reaches as far as a uniform one
-    of as many levels. An asymmetric range begins at the lowest value seen, as far as its length allows.
+    On a uniform grid Q is the highest level, as in the paper; other grids reach as far as a uniform one of as many
+    levels. An asymmetric range begins at the lowest value seen, as far as its length allows.
     Batches add up in float64; their order moves its last bits, and the scale is float32.
     """
 
@@ -50,7 +58,7 @@ class MeanAbsObserver:
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""
         scheme = self._seen.resolved_scheme()
-        positive = max(1, sum(level > 0 for level in scheme.levels))
+        positive = positive_levels(scheme)
         scale = 2 * (self._sum / self._seen.count) / sqrt(positive)
         if scheme.symmetric:
             return self._seen.qparams(-scale * positive if scheme.signed else torch.zeros_like(scale), scale * positive)

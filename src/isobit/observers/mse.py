@@ -9,7 +9,7 @@ from torch import Tensor
 from isobit.core.errors import SettingError
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
-from isobit.observers.range_error import best_range, quantization_error
+from isobit.observers.range_error import best_range, has_free_ends, quantization_error
 from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
 
 COARSE = 4
@@ -45,7 +45,7 @@ def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) 
     """argmin over the factors f of Σ |x - x̂|^power, with the range f · [low, high].
 
     f = 1, 1 - 1/steps, …, 1/steps, then halves down to one bin, for the sake of lone outliers; every fourth is tried,
-    then the ones beside the best. An asymmetric range is then shrunk at one end at a time, twice over.
+    then the ones beside the best. A range with a zero point, or a codebook, is then shrunk at one end at a time, twice.
     """
     points, weights = part.points()
     factors = torch.arange(steps, 0, -1, device=points.device, dtype=torch.float64) / steps
@@ -64,7 +64,7 @@ def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) 
         return low.gather(1, some), high.gather(1, some)
 
     low, high = best(lows, highs)
-    if not scheme.symmetric:
+    if has_free_ends(scheme):
         for _ in range(2):
             low, high = best(low, torch.cat([high, highs], dim=1))
             low, high = best(torch.cat([low, lows], dim=1), high)
