@@ -10,10 +10,12 @@ from torch import Tensor, fx, nn
 
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import CalibrationError
+from isobit.core.granularity import PerChannel
 from isobit.core.progress import Progress, silent
 from isobit.graph.convert import round_biases
 from isobit.graph.folding import merge_for_good, weight_and_bias
-from isobit.graph.insert import slots
+from isobit.graph.insert import preparation, slots
+from isobit.graph.passes import MergeBatchNormIntoScales
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
 from isobit.observers import MinMax, ObserverSettings
@@ -68,9 +70,15 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
 def finish(model: fx.GraphModule) -> None:
     """The end of calibration or training: batch norms merged for good, biases on the grid of the accumulator.
 
-    What the model then computes is what is deployed; do it before the model is measured.
+    Folded batch norms go into weights that are then quantized, as they were in training; one that was kept goes into
+    the scales of its weight's channels, where the target has such. What the model then computes is what is deployed; do
+    it before the model is measured.
     """
     merge_for_good(model)
+    profile = preparation(model).profile
+    if isinstance(profile.weight.granularity, PerChannel) or not profile.fold_bn:  # without folding: no hardware at all
+        found = dict(model.meta.get("passes", {}))
+        model.meta["passes"] = found | {"merge_bn_into_scales": MergeBatchNormIntoScales().apply(model)}
     round_biases(model)
 
 

@@ -28,7 +28,7 @@ class Preparing:
     A quantizer that is None leaves all weights, or all activations, in float.
     `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
     with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
-    processes.
+    processes. With `stochastic_rounding` quantizers round at random in training.
     """
 
     weight: QuantizerSettings | None = Fixed()
@@ -36,6 +36,7 @@ class Preparing:
     rules: Rules = field(default_factory=Rules)
     bn_fold: Strategy | None = None
     bn_synchronized: bool = True
+    stochastic_rounding: bool = False
 
     def __post_init__(self) -> None:
         if self.bn_fold is not None and (isinstance(self.bn_fold, bool) or self.bn_fold not in STRATEGIES):
@@ -54,7 +55,13 @@ def prepare(
         reports["fold_bn"] = FoldBatchNorm().apply(model)
     plan = place(model, profile, settings.rules)
     notes = insert(
-        model, plan, profile=profile, rules=settings.rules, weight=settings.weight, activation=settings.activation
+        model,
+        plan,
+        profile=profile,
+        rules=settings.rules,
+        weight=settings.weight,
+        activation=settings.activation,
+        stochastic_rounding=settings.stochastic_rounding,
     )
     model.meta["notes"] = notes
     if fold > 0:

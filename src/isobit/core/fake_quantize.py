@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from isobit.core.errors import SettingError
 from isobit.core.granularity import expand
 from isobit.core.grid import Codebook, MidRise, Uniform
-from isobit.core.rounding import HalfEven, Rounding, round_to_integer
+from isobit.core.rounding import HalfEven, Rounding, Stochastic, round_to_integer
 from isobit.core.scheme import Scheme
 
 Levels = tuple[int, ...]
@@ -28,8 +28,9 @@ class FakeQuantize(torch.autograd.Function):
     - to s: round(u) - u inside; low - z below; high - z above
     - to z: 0 inside; -s outside
 
-    Scale and zero point broadcast against x; their gradients are summed to their own shapes. Plain tensor
-    operations alone, so `torch.compile` fuses it and `torch.export` keeps a dynamic batch.
+    Under stochastic rounding, round(u) is the integer that was drawn. Scale and zero point broadcast against x; their
+    gradients are summed to their own shapes. Plain tensor operations alone, so `torch.compile` fuses it and
+    `torch.export` keeps a dynamic batch.
     """
 
     @staticmethod
@@ -44,8 +45,8 @@ class FakeQuantize(torch.autograd.Function):
         noise: Tensor | None,
     ) -> Tensor:
         """Shapes: x any; scale and zero_point broadcast against it."""
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.low, ctx.high, ctx.rounding, ctx.noise = low, high, rounding, noise
+        ctx.save_for_backward(x, scale, zero_point, noise)
+        ctx.low, ctx.high, ctx.rounding = low, high, rounding
         ctx.in_pieces = in_pieces(x, scale, zero_point) and isinstance(rounding, HalfEven)
         z = zero_point.to(x.dtype)
         if ctx.in_pieces:
@@ -57,7 +58,7 @@ class FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, noise = ctx.saved_tensors
         z = zero_point.to(x.dtype)
         if ctx.in_pieces and not ctx.needs_input_grad[2]:
             found = _backward_in_pieces(grad, x, scale, zero_point, ctx.low, ctx.high, to_scale=ctx.needs_input_grad[1])
@@ -70,7 +71,7 @@ class FakeQuantize(torch.autograd.Function):
             grad_x = grad * inside
         if ctx.needs_input_grad[1]:
             clipped = torch.where(v <= ctx.low, ctx.low - z, ctx.high - z)
-            slope = torch.where(inside, round_to_integer(u, ctx.rounding, ctx.noise) - u, clipped)
+            slope = torch.where(inside, round_to_integer(u, ctx.rounding, noise) - u, clipped)
             grad_scale = (grad * slope).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
             grad_zero_point = (grad * torch.where(inside, 0.0, -scale)).sum_to_size(zero_point.shape)
@@ -130,28 +131,32 @@ def _backward_in_pieces(
 
 
 class FakeQuantizeToLevels(torch.autograd.Function):
-    """x̂ = s · (the level nearest to x / s); gradients as in `FakeQuantize` with z = 0."""
+    """x̂ = s · (the level nearest to x / s, or drawn); gradients as in `FakeQuantize` with z = 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Levels, ties_up: bool) -> Tensor:
-        """Shapes: x any; scale broadcasts against it."""
-        ctx.save_for_backward(x, scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Levels, ties_up: bool, noise: Tensor | None) -> Tensor:
+        """Shapes: x any; scale broadcasts against it; noise as x."""
+        ctx.save_for_backward(x, scale, noise)
         ctx.levels, ctx.ties_up = levels, ties_up
-        return nearest_level(x / scale, levels, ties_up=ties_up) * scale
+        return _a_level(x / scale, levels, ties_up, noise) * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, scale = ctx.saved_tensors
+        x, scale, noise = ctx.saved_tensors
         u = x / scale
         inside = (u > ctx.levels[0]) & (u < ctx.levels[-1])
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            nearest = nearest_level(u, ctx.levels, ties_up=ctx.ties_up)
-            grad_scale = (grad * torch.where(inside, nearest - u, nearest)).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None
+            level = _a_level(u, ctx.levels, ctx.ties_up, noise)
+            grad_scale = (grad * torch.where(inside, level - u, level)).sum_to_size(scale.shape)
+        return grad_x, grad_scale, None, None, None
+
+
+def _a_level(u: Tensor, levels: Levels, ties_up: bool, noise: Tensor | None) -> Tensor:
+    return nearest_level(u, levels, ties_up=ties_up) if noise is None else drawn_level(u, levels, noise)
 
 
 FEW = 32
@@ -171,13 +176,31 @@ def nearest_level(u: Tensor, levels: Levels, *, ties_up: bool = False) -> Tensor
     return torch.where(u.isnan(), u, nearest)
 
 
+def drawn_level(u: Tensor, levels: Levels, noise: Tensor) -> Tensor:
+    """One of the two levels a <= u < b, b with probability (u - a) / (b - a), so that its mean is u; NaN stays.
+
+    Outside, the first or last level. Shapes: u any; noise, uniform in [0, 1), alike; levels ascend.
+    """
+    if len(levels) <= FEW and torch.compiler.is_compiling():
+        drawn = torch.full_like(u, levels[0])
+        for lower, upper in pairwise(levels):
+            drawn = drawn + (noise < (u - lower) / (upper - lower)).to(u.dtype) * (upper - lower)
+    else:
+        table = torch.tensor(levels, dtype=u.dtype, device=u.device)
+        above = torch.searchsorted(table, u.contiguous(), right=True).clamp(1, len(levels) - 1)
+        a, b = table[above - 1], table[above]
+        drawn = torch.where(noise < (u - a) / (b - a), b, a)
+    return torch.where(u.isnan(), u, drawn)
+
+
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, *, noise: Tensor | None = None
 ) -> Tensor:
     """Quantize and dequantize: x̂ = s (clip(round(x / s) + z, quant_min, quant_max) - z).
 
     Differentiable in x, scale and zero_point (see `FakeQuantize`). The scale has the shape that the scheme's
-    granularity says; `noise`, uniform in [0, 1), is for stochastic rounding alone.
+    granularity says. With `noise`, uniform in [0, 1) and of the shape of x, rounding is stochastic whatever the
+    scheme's rule is: a level is drawn so that x is its mean, inside the range, on any grid.
 
     >>> fake_quantize(torch.tensor([0.24, 0.26, 9.0]), torch.tensor(0.5), torch.tensor(0), Scheme(bits=4)).tolist()
     [0.0, 0.5, 3.5]
@@ -187,8 +210,9 @@ def fake_quantize(
         raise SettingError("a codebook has values of its own: its quantizer looks them up")
     if not isinstance(scheme.grid, Uniform):
         ties_up = isinstance(scheme.grid, MidRise)
-        return FakeQuantizeToLevels.apply(x, scale, scheme.levels, ties_up)  # type: ignore[no-any-return, no-untyped-call]
+        return FakeQuantizeToLevels.apply(x, scale, scheme.levels, ties_up, noise)  # type: ignore[no-any-return, no-untyped-call]
     zero_point = expand(zero_point, x.dim(), scheme.granularity)
+    rounding = scheme.rounding if noise is None else Stochastic()
     return FakeQuantize.apply(  # type: ignore[no-any-return, no-untyped-call]
-        x, scale, zero_point, scheme.quant_min, scheme.quant_max, scheme.rounding, noise
+        x, scale, zero_point, scheme.quant_min, scheme.quant_max, rounding, noise
     )

@@ -19,8 +19,9 @@ from torch import Tensor, fx
 from isobit.core.artifact import Artifact
 from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.export.packing import pack_weights
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers
+from isobit.graph.convert import convert, hash_integers, levels
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 
@@ -30,9 +31,10 @@ OPSET = 21
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnnxQdq:
-    """Settings of the ONNX exporter. `metadata` is stored in the file beside isobit's own."""
+    """Settings of the ONNX exporter. With `packed`, weights of fewer than 8 bits take as many in the file."""
 
     format: str = "onnx"
+    packed: bool = True
 
     def export(
         self,
@@ -51,6 +53,8 @@ class OnnxQdq:
         deployed = convert(model)
         program = to_onnx(deployed, example)
         tidy(program, layers=set(names(model.graph).values()))
+        if self.packed:
+            pack_weights(program, levels(deployed))
         profile = preparation(model).profile
         own = {
             "isobit.version": _version(),
@@ -124,6 +128,10 @@ def _dynamic_quantize_dequantize(x: Any) -> Any:
     return op.DequantizeLinear(q, scale, zero_point)
 
 
+def _look_up(table: Any, index: Any) -> Any:
+    return op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
+
+
 def _global_average_pool(x: Any) -> Any:
     return op.GlobalAveragePool(x)
 
@@ -132,6 +140,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.quantize_dequantize.default: _quantize_dequantize,
     torch.ops.isobit.dequantize.default: _dequantize,
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
+    torch.ops.isobit.look_up.default: _look_up,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,
 }
 

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.core.qparams import DynamicRange, QParams
-from isobit.graph.deployed import ActivationQuantizer, DeployedConv, DeployedLinear, IntegerWeight, activation_quantizer
+from isobit.graph.deployed import (
+    ActivationQuantizer,
+    CodebookWeight,
+    DeployedConv,
+    DeployedLinear,
+    IntegerWeight,
+    activation_quantizer,
+    deployed_weight,
+)
 from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
@@ -56,12 +64,18 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
 
 def integers(deployed: nn.Module) -> dict[str, Tensor]:
     """Every integer tensor and scale of a deployed model, by name: what the certificate's hash covers."""
-    kinds = (ActivationQuantizer, IntegerWeight)
+    kinds = (ActivationQuantizer, IntegerWeight, CodebookWeight)
     found: dict[str, Tensor] = {}
     for name, module in deployed.named_modules():
         if isinstance(module, kinds):
             found |= {f"{name}.{key}": value for key, value in module.named_buffers()}
     return found
+
+
+def levels(deployed: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The levels of each weight's integers or indices, by the name of their tensor."""
+    found = [(name, m) for name, m in deployed.named_modules() if isinstance(m, (IntegerWeight, CodebookWeight))]
+    return {f"{name}.q": module.levels for name, module in found}
 
 
 def hash_integers(deployed: nn.Module) -> str:
@@ -132,7 +146,7 @@ def _deployed_layer(layer: nn.Module, slot: Slot, input_scale: Tensor | None) ->
         weight = slot.quantizer(weight)  # first: some quantizers take their scale from the weight that passes
         grid = slot.grid()
         assert isinstance(grid, QParams)
-        integer = IntegerWeight(weight, grid, bias, input_scale, name=slot.point)
+        integer = deployed_weight(weight, grid, bias, input_scale, name=slot.point)
     if isinstance(layer, nn.Linear):
         return DeployedLinear(integer)
     assert isinstance(layer, nn.modules.conv._ConvNd)

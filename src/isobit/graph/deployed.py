@@ -17,6 +17,7 @@ from isobit.graph.integer_ops import (
     dequantize,
     dynamic_quantize_dequantize,
     global_average_pool,
+    look_up,
     quantize_dequantize,
 )
 
@@ -120,15 +121,10 @@ class IntegerWeight(nn.Module):
     ) -> None:
         super().__init__()
         check_bits(grid.scheme.bits, name)
-        if grid.codebook is not None:
-            raise UnsupportedError(
-                f"{name}: a codebook of values has no exported form; use a quantizer with integer levels"
-            )
         integers = grid.quantize(weight.detach())
         signed = grid.scheme.signed or grid.scheme.quant_min < 0
-        if int(integers.min()) < (-128 if signed else 0) or int(integers.max()) > (127 if signed else 255):
-            raise UnsupportedError(f"{name}: the levels of {grid.scheme} do not fit one byte; use fewer bits")
         self.axis, self.block = _layout(grid, weight)
+        self.levels = grid.scheme.levels
         self.register_buffer("q", integers.to(torch.int8 if signed else torch.uint8))
         self.register_buffer("scale", grid.scale.detach().float())
         self.register_buffer("zero_point", grid.zero_point.to(self.q.dtype))
@@ -154,6 +150,55 @@ class IntegerWeight(nn.Module):
         return bias
 
 
+@final
+class CodebookWeight(nn.Module):
+    """A weight as indices into a table of float values, and a float bias: an engine computes with it in float."""
+
+    q: Tensor
+    table: Tensor
+    scale: Tensor
+    float_bias: Tensor
+
+    def __init__(self, weight: Tensor, grid: QParams, bias: Tensor | None, *, name: str) -> None:
+        super().__init__()
+        check_bits(grid.scheme.bits, name)
+        found = grid.quantize(weight.detach())
+        values = grid.codebook
+        if values is None:  # integer levels that no byte holds
+            steps = torch.tensor(grid.scheme.levels, device=found.device)
+            found, values = torch.searchsorted(steps, found), steps
+        self.levels = tuple(range(len(values)))
+        self.axis, self.block = _layout(grid, weight)
+        self.register_buffer("q", found.to(torch.uint8))
+        self.register_buffer("table", values.detach().float())
+        self.register_buffer("scale", grid.scale.detach().float())
+        self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
+
+    def weight(self) -> Tensor:
+        """The weight's values."""
+        scale = self.scale
+        if self.block:
+            scale = scale.repeat_interleave(self.block, dim=self.axis)
+        elif scale.dim():
+            scale = scale.reshape([-1 if i == self.axis else 1 for i in range(self.q.dim())])
+        values: Tensor = look_up(self.table, self.q)
+        return values * scale
+
+    def bias(self) -> Tensor | None:
+        """The bias, as it is."""
+        return self.float_bias
+
+
+def deployed_weight(
+    weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, name: str
+) -> IntegerWeight | CodebookWeight:
+    """The form of a weight in a file: integers where a byte holds its levels, else indices into a table."""
+    low, high = grid.scheme.quant_min, grid.scheme.quant_max
+    if grid.codebook is not None or not -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255):
+        return CodebookWeight(weight, grid, bias, name=name)
+    return IntegerWeight(weight, grid, bias, input_scale, name=name)
+
+
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
     """round(b / (s_x s_w)), saturated to int32 (Jacob et al. 2018, section 2.4)."""
     limit = float(2**31 - 1)
@@ -174,7 +219,7 @@ def _layout(grid: QParams, weight: Tensor) -> tuple[int, int]:
 class DeployedConv(nn.Module):
     """A convolution with integer weights. Its padding is that of the float layer."""
 
-    def __init__(self, layer: nn.modules.conv._ConvNd, weight: IntegerWeight) -> None:
+    def __init__(self, layer: nn.modules.conv._ConvNd, weight: IntegerWeight | CodebookWeight) -> None:
         super().__init__()
         if layer.padding_mode != "zeros":
             raise UnsupportedError(f"a convolution with {layer.padding_mode} padding cannot be exported")
@@ -206,7 +251,7 @@ class DeployedConv(nn.Module):
 class DeployedLinear(nn.Module):
     """A linear layer with integer weights."""
 
-    def __init__(self, weight: IntegerWeight) -> None:
+    def __init__(self, weight: IntegerWeight | CodebookWeight) -> None:
         super().__init__()
         self.integer = weight
 

@@ -34,15 +34,19 @@ def insert(
     rules: Rules | None = None,
     weight: QuantizerSettings | None,
     activation: QuantizerSettings | None,
+    stochastic_rounding: bool = False,
 ) -> tuple[str, ...]:
     """Insert the plan's quantizers into a captured model, in place. They pass values through until calibrated.
 
-    Without settings for weights, or for activations, these stay in float.
+    Without settings for weights, or for activations, these stay in float. With `stochastic_rounding` all round at
+    random in training; raises UnsupportedError for a quantizer that cannot.
     Where an algorithm has no form for the width of the first and last layer, LSQ quantizes it there: the result says
     where. Raises UnsupportedError for a scheme that an algorithm cannot express anywhere else.
     """
     if SLOTS in model._modules:
         raise SettingError("this model is prepared already: start again from the float model")
+    for settings in filter(None, (weight, activation) if stochastic_rounding else ()):
+        _check_draws(settings)
     holder = nn.ModuleDict()
     model.add_module(SLOTS, holder)
     nodes = {node.name: node for node in model.graph.nodes}
@@ -54,7 +58,7 @@ def insert(
         key = _key(point.name, holder)
         quantizer, note = _built(activation, point.scheme, "activation", point.name, profile, rules)
         notes.append(note)
-        holder[key] = Slot(quantizer, name=point.name)
+        holder[key] = Slot(quantizer, name=point.name, stochastic=stochastic_rounding)
         for tensor in point.tensors:
             float_readers = {nodes[reader] for name, reader in plan.reads_float if name == tensor}
             _splice(tensors, nodes[tensor], f"{SLOTS}.{key}", float_readers)
@@ -62,11 +66,20 @@ def insert(
         assert weight is not None
         quantizer, note = _built(weight, place.scheme, "weight", place.name, profile, rules)
         notes.append(note)
-        give_weight_slot(model.get_submodule(place.name), Slot(quantizer, name=f"{place.name}.weight"))
+        slot = Slot(quantizer, name=f"{place.name}.weight", stochastic=stochastic_rounding)
+        give_weight_slot(model.get_submodule(place.name), slot)
     model.meta["preparation"] = Preparation(profile=profile, plan=plan, rules=rules)
     model.graph.lint()
     model.recompile()
     return tuple(filter(None, notes))
+
+
+def _check_draws(settings: QuantizerSettings) -> None:
+    if not getattr(settings, "stochastic_rounding", False):
+        raise UnsupportedError(
+            f"{type(settings).__name__} has no stochastic rounding: it does not round to even steps in training. Set "
+            "stochastic_rounding to false, or use such a quantizer: `lsq`, `pact`, `dorefa`, `fixed`"
+        )
 
 
 def _without_float(plan: Plan, *, weights: bool, activations: bool) -> Plan:

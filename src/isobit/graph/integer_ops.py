@@ -51,6 +51,17 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int, block: int) -> Te
     return torch.empty_like(q, dtype=scale.dtype)
 
 
+@torch.library.custom_op("isobit::look_up", mutates_args=())
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[index], of the shape of the index: Gather."""
+    return table[index.to(torch.int32)]
+
+
+@look_up.register_fake
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return torch.empty_like(index, dtype=table.dtype)
+
+
 @torch.library.custom_op("isobit::global_average_pool", mutates_args=())
 def global_average_pool(x: Tensor) -> Tensor:
     """The mean over all spatial positions, kept as one op: (n, c, h, w) → (n, c, 1, 1). GlobalAveragePool."""

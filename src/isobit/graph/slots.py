@@ -24,11 +24,15 @@ class Observes(Protocol):
 
 @final
 class Slot(nn.Module):
-    """Holds one quantizer: passes x through in `float` mode, also shows it to the observer in `observe` mode."""
+    """Holds one quantizer: passes x through in `float` mode, also shows it to the observer in `observe` mode.
 
-    def __init__(self, quantizer: nn.Module, *, name: str) -> None:
+    A `stochastic` one lets its quantizer round at random in training, by torch's generator: E[x̂] = x inside the range.
+    In eval mode it rounds to nearest, as what is deployed does.
+    """
+
+    def __init__(self, quantizer: nn.Module, *, name: str, stochastic: bool = False) -> None:
         super().__init__()
-        self.quantizer = quantizer
+        self.quantizer, self.stochastic = quantizer, stochastic
         self.point = name
         self.mode: Mode = "float"
         self.observer: Observes | None = None
@@ -37,7 +41,7 @@ class Slot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: any; the result has the shape of x."""
         if self.mode == "quantize":
-            return _in_full_precision(self.quantizer, x)
+            return _in_full_precision(self.quantizer, x, draws=self.stochastic and self.training)
         if self.mode == "observe" and self.observer is not None:
             try:
                 self.observer.see(x.detach())
@@ -61,7 +65,7 @@ class Slot(nn.Module):
 
     def extra_repr(self) -> str:
         """The name and the mode."""
-        return f"{self.point!r}, {self.mode}"
+        return f"{self.point!r}, {self.mode}" + (", stochastic" if self.stochastic else "")
 
 
 def _quantize_if_calibrated(slot: nn.Module, _: object) -> None:
@@ -74,14 +78,18 @@ def _quantize_if_calibrated(slot: nn.Module, _: object) -> None:
     slot.mode = "quantize"
 
 
-def _in_full_precision(quantizer: nn.Module, x: Tensor) -> Tensor:
+def _in_full_precision(quantizer: nn.Module, x: Tensor, *, draws: bool) -> Tensor:
     """What the quantizer makes of x, computed in float32 at least: 8 bits of mantissa do not hold a step of 8 bits."""
+
+    def quantize(x: Tensor) -> Tensor:
+        return quantizer(x, noise=torch.rand_like(x)) if draws else quantizer(x)  # type: ignore[no-any-return]
+
     kind = x.device.type
     mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if not mixed and x.dtype not in (torch.bfloat16, torch.float16):
-        return quantizer(x)  # type: ignore[no-any-return]
+        return quantize(x)
     with torch.autocast(kind, enabled=False):
-        return quantizer(x.float() if x.dtype.itemsize < 4 else x).to(x.dtype)  # type: ignore[no-any-return]
+        return quantize(x.float() if x.dtype.itemsize < 4 else x).to(x.dtype)
 
 
 class _Conv(nn.modules.conv._ConvNd):

@@ -11,8 +11,14 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from isobit.core.errors import ArtifactError, UnsupportedError
+
+FOLDED = frozenset(
+    {"Add", "BitShift", "BitwiseAnd", "Cast", "Gather", "Mul", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+)
+"""Ops that are evaluated at once where they read constants alone: what unpacks weights, and what is around shapes."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,6 +60,9 @@ class Graph:
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in proto.attribute):
                 raise UnsupportedError(f"{proto.name or proto.output[0]} ({proto.op_type}) holds a graph of its own")
             name = proto.name or proto.output[0]
+            if proto.op_type in FOLDED and all(i in self.constants for i in proto.input if i):
+                self._fold(proto)
+                continue
             self.nodes.append(Node(name, proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto))
         self.producers = {out: node for node in self.nodes for out in node.outputs if out}
         self.readers: dict[str, list[Node]] = {}
@@ -68,6 +77,15 @@ class Graph:
         self._ranks = {
             v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")
         }
+
+    def _fold(self, proto: onnx.NodeProto) -> None:
+        """Evaluate a node that reads constants alone, as an engine does while it loads the file."""
+        given = {name: self.constants[name] for name in proto.input if name}
+        try:
+            found = ReferenceEvaluator(proto, opsets={"": self.opset}).run(None, given)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ArtifactError(f"{proto.name} ({proto.op_type}) cannot be evaluated: {error}") from error
+        self.constants |= dict(zip(proto.output, map(np.asarray, found), strict=False))
 
     def rank(self, tensor: str) -> int | None:
         """How many dimensions a tensor has, where the file says so."""

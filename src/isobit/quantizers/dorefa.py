@@ -29,6 +29,7 @@ class DoReFa:
     """
 
     observer: ClassVar[str] = "min_max"
+    stochastic_rounding: ClassVar[bool] = True
     zero_level: bool = False
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> nn.Module:
@@ -64,17 +65,17 @@ class RoundStraightThrough(torch.autograd.Function):
     """x̂ on the grid of scale and zero point; the gradient to x is the one to x̂ everywhere (equation 6)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-        """Shapes: x any; scale and zero_point as the scheme's granularity says."""
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, noise: Tensor | None) -> Tensor:
+        """Shapes: x any, noise alike; scale and zero_point as the scheme's granularity says."""
         del ctx
-        return fake_quantize(x, scale, zero_point, scheme)
+        return fake_quantize(x, scale, zero_point, scheme, noise=noise)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
         del ctx
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def normalise(w: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class DoReFaWeight(nn.Module):
             low, high = low.tanh() / largest, high.tanh() / largest
         self.scale, self.zero_point = scale_and_zero_point(low, high, self.scheme)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: w as calibrated; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
         x = normalise(w) if self.scheme.bits > 1 else w
@@ -123,7 +124,7 @@ class DoReFaWeight(nn.Module):
             scale, zero_point = self._range(x.detach())
             self.scale.copy_(scale)
             self.zero_point.copy_(zero_point)
-        y: Tensor = RoundStraightThrough.apply(x, scale, zero_point, self.scheme)  # type: ignore[no-untyped-call]
+        y: Tensor = RoundStraightThrough.apply(x, scale, zero_point, self.scheme, noise)  # type: ignore[no-untyped-call]
         return y
 
     def grid(self) -> QParams:
@@ -178,10 +179,10 @@ class DoReFaActivation(nn.Module):
         low = -(qparams.range()[0] < 0).to(qparams.scale.dtype)
         self.scale, self.zero_point = scale_and_zero_point(low, torch.ones_like(low), self.scheme)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
-        return fake_quantize(x, self.scale, self.zero_point, self.scheme)
+        return fake_quantize(x, self.scale, self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """A scale of 1 / quant_max, and the zero point."""

@@ -13,7 +13,7 @@ from isobit.core.grid import MidRise, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, settled, straight_through
+from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, rounded, settled, straight_through
 
 ALPHA_RANGE = 0.01, 0.99
 """The α with which the gradient is computed: at 0 it would be that of a hard step, at 1 it divides by 0."""
@@ -28,6 +28,7 @@ class Dsq:
     """
 
     observer: ClassVar[str] = "mean_std"
+    stochastic_rounding: ClassVar[bool] = True
     alpha: float = 0.2
     learn_alpha: bool = True
     alpha_penalty: float = 1e-4
@@ -60,11 +61,11 @@ class SoftRound(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, zero_point: Tensor, alpha: Tensor, mid_rise: bool) -> Tensor:
-        """Shapes: u any; zero_point broadcasts against it; alpha ()."""
+    def forward(ctx: Any, u: Tensor, zero_point: Tensor, alpha: Tensor, mid_rise: bool, noise: Tensor | None) -> Tensor:
+        """Shapes: u any, noise alike; zero_point broadcasts against it; alpha ()."""
         ctx.save_for_backward(u, alpha)
         ctx.mid_rise, ctx.shape = mid_rise, zero_point.shape
-        return u.floor() + 0.5 if mid_rise else u.round()
+        return rounded(u, noise, mid_rise=mid_rise)
 
     @staticmethod
     @once_differentiable
@@ -82,7 +83,7 @@ class SoftRound(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             change = stretch.square() * tanh - 2 * w * bell / (alpha * (2 - alpha))
             grad_alpha = (grad * change / 2).sum()
-        return grad * slope, grad_zero_point, grad_alpha, None
+        return grad * slope, grad_zero_point, grad_alpha, None, None
 
 
 @final
@@ -143,7 +144,7 @@ class DsqQuantizer(nn.Module):
         z = (low - self.lower / scale).detach().round().clamp(low, high)
         return scale, straight_through(z, low - straight_through((low - z) * scale, self.lower) / scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.upper)
         scheme = self.scheme
@@ -153,7 +154,7 @@ class DsqQuantizer(nn.Module):
         low, high = ((level - z) / (2 if mid_rise else 1) for level in (scheme.quant_min, scheme.quant_max))
         alpha = straight_through(self.alpha.clamp(*ALPHA_RANGE), self.alpha).to(x.dtype)
         u = (x / step).clamp(low, high)
-        level = SoftRound.apply(u, z, alpha, mid_rise)  # type: ignore[no-untyped-call]
+        level = SoftRound.apply(u, z, alpha, mid_rise, noise)  # type: ignore[no-untyped-call]
         return level * step  # type: ignore[no-any-return]
 
     def penalty(self) -> Tensor:

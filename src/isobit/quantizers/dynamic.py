@@ -9,6 +9,7 @@ from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
 from isobit.core.granularity import blocks, from_blocks
 from isobit.core.qparams import DynamicRange, QParams, scale_and_zero_point
+from isobit.core.rounding import Stochastic
 from isobit.core.scheme import Scheme
 from isobit.quantizers.protocol import Role
 
@@ -20,10 +21,12 @@ class Dynamic:
     observer: ClassVar[str] = "min_max"
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "DynamicQuantizer":
-        """Raises UnsupportedError for a scheme whose sign depends on data: it would change from input to input."""
+        """Raises UnsupportedError for a sign that depends on data, which changes from input to input, and for draws."""
         del role
         if scheme.adapt_sign:
             raise UnsupportedError("dynamic ranges need a fixed sign: use a scheme without adapt_sign")
+        if isinstance(scheme.rounding, Stochastic):
+            raise UnsupportedError("dynamic ranges are for inference, which rounds to nearest: use such a scheme")
         return DynamicQuantizer(scheme)
 
 

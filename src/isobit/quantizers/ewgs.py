@@ -12,7 +12,7 @@ from isobit.core.grid import MidRise, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven, uniform_noise
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, settled, straight_through
+from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, rounded, settled, straight_through
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,7 @@ class Ewgs:
     """
 
     observer: ClassVar[str] = "mean_std"
+    stochastic_rounding: ClassVar[bool] = True
     learning_rate_scale: ClassVar[float] = 0.01
     weight_decay: ClassVar[float | None] = 0.0
     delta: float = 1e-3
@@ -69,9 +70,11 @@ class ScaledRound(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, zero_point: Tensor, delta: Tensor, steps: int, mid_rise: bool) -> Tensor:
-        """Shapes: u any; zero_point broadcasts against it; delta ()."""
-        level = u.floor() + 0.5 if mid_rise else u.round()
+    def forward(
+        ctx: Any, u: Tensor, zero_point: Tensor, delta: Tensor, steps: int, mid_rise: bool, noise: Tensor | None
+    ) -> Tensor:
+        """Shapes: u any, noise alike; zero_point broadcasts against it; delta ()."""
+        level = rounded(u, noise, mid_rise=mid_rise)
         ctx.save_for_backward((u - level) * (delta / steps))
         ctx.shape = zero_point.shape
         return level
@@ -82,7 +85,7 @@ class ScaledRound(torch.autograd.Function):
         (error,) = ctx.saved_tensors
         scaling = grad.sign() * error
         grad_zero_point = (grad * scaling).sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None
-        return grad * (1 + scaling), grad_zero_point, None, None, None
+        return grad * (1 + scaling), grad_zero_point, None, None, None, None
 
 
 def hessian_diagonal(gradient: Tensor, quantized: Tensor, *, probes: int = 50, seed: int = 0) -> Tensor:
@@ -160,7 +163,7 @@ class EwgsQuantizer(nn.Module):
         z = (low - self.lower / step).detach().round().clamp(low, high)
         return step, straight_through(z, low - straight_through((low - z) * step, self.lower) / step)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.upper)
         scheme, mid_rise = self.scheme, isinstance(self.scheme.grid, MidRise)
@@ -170,7 +173,7 @@ class EwgsQuantizer(nn.Module):
         low, high = ((level - z) / (2 if mid_rise else 1) for level in (scheme.quant_min, scheme.quant_max))
         u = (x / step).clamp(low, high)
         level = ScaledRound.apply(  # type: ignore[no-untyped-call]
-            u, z, self.delta.to(x.dtype), self._steps(), mid_rise
+            u, z, self.delta.to(x.dtype), self._steps(), mid_rise, noise
         )
         if self.output_scale is None:
             return level * step  # type: ignore[no-any-return]

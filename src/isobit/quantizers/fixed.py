@@ -1,14 +1,15 @@
 """Fixed: a calibrated, static range (Jacob et al. 2018, arXiv:1712.05877, section 3)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
 from isobit.core.qparams import QParams
-from isobit.core.rounding import HalfEven, Stochastic, uniform_noise
+from isobit.core.rounding import Stochastic
 from isobit.core.scheme import Scheme
 from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
 
@@ -18,25 +19,23 @@ class Fixed:
     """Settings of the static quantizer. It has none: the scheme and the observer say everything."""
 
     observer: ClassVar[str] = "min_max"
+    stochastic_rounding: ClassVar[bool] = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "FixedQuantizer":
-        """A quantizer whose scale and zero point stay as calibrated."""
+        """A quantizer whose scale and zero point stay as calibrated; raises UnsupportedError for a random rounding."""
         del role
+        if isinstance(scheme.rounding, Stochastic):
+            raise UnsupportedError("what is deployed rounds to nearest: `stochastic_rounding` draws in training alone")
         return FixedQuantizer(scheme)
 
 
 @final
 class FixedQuantizer(nn.Module):
-    """x̂ = s (clip(round(x / s) + z) - z) with s and z from calibration; the gradient to x is straight-through.
-
-    With stochastic rounding, draws are made in training alone and differ from step to step; inference rounds to
-    nearest.
-    """
+    """x̂ = s (clip(round(x / s) + z) - z) with s and z from calibration; the gradient to x is straight-through."""
 
     scale: Tensor
     zero_point: Tensor
     signed: Tensor
-    step: Tensor
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
@@ -44,40 +43,25 @@ class FixedQuantizer(nn.Module):
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
         self.register_buffer("signed", torch.tensor(scheme.signed))
-        self.register_buffer(
-            "step", torch.zeros((), dtype=torch.int64), persistent=isinstance(scheme.rounding, Stochastic)
-        )
         loads_into_fresh(self)
 
     def calibrate(self, qparams: QParams) -> None:
         """Take scale, zero point and the settled sign."""
-        self.scheme = replace(qparams.scheme, rounding=self.scheme.rounding)
+        self.scheme = qparams.scheme
         self.scale = qparams.scale.detach().clone()
         self.zero_point = qparams.zero_point.detach().clone()
         self.signed = torch.tensor(qparams.scheme.signed, device=qparams.scale.device)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
-        noise = None
-        if isinstance(self.scheme.rounding, Stochastic) and self.training:
-            noise = uniform_noise(x, seed=self.scheme.rounding.seed, step=self.step)
-            self.step += 1
-        return fake_quantize(x, self.scale, self.zero_point, self._scheme_now(), noise=noise)
+        return fake_quantize(x, self.scale, self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """Scale, zero point and scheme as calibrated."""
         require_calibrated(self.scale)
-        return QParams(self.scale.detach(), self.zero_point, _at_inference(self.scheme))
-
-    def _scheme_now(self) -> Scheme:
-        return self.scheme if self.training else _at_inference(self.scheme)
+        return QParams(self.scale.detach(), self.zero_point, self.scheme)
 
     def extra_repr(self) -> str:
         """The scheme in words."""
         return str(self.scheme)
-
-
-def _at_inference(scheme: Scheme) -> Scheme:
-    """Inference rounds to nearest: only training draws at random."""
-    return replace(scheme, rounding=HalfEven()) if isinstance(scheme.rounding, Stochastic) else scheme

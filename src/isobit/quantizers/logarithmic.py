@@ -31,6 +31,7 @@ class Logarithmic:
     """Settings of the logarithmic quantizer. `damp` switches the gradient scale g on."""
 
     observer: ClassVar[str] = "mean_abs"
+    stochastic_rounding: ClassVar[bool] = True
     damp: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "LogarithmicQuantizer":
@@ -90,14 +91,14 @@ class LogarithmicQuantizer(nn.Module):
         scale = (self.alpha.abs() / self.scheme.quant_max).clamp(min=SMALLEST_SCALE)
         return power_of_two(scale) if isinstance(self.scheme.scale, PowerOfTwo) else scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.alpha)
         scale = self.positive_scale()
         if self.damp and torch.is_grad_enabled():
             features = math.prod(x.shape[1:]) if self.role == "activation" else x.numel()
             scale = scale_gradient(scale, 1.0 / math.sqrt(max(features // scale.numel(), 1)))
-        return fake_quantize(x, scale, self.zero_point, self.scheme)
+        return fake_quantize(x, scale, self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """The learned α over the highest level."""

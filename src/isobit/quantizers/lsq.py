@@ -21,6 +21,7 @@ class Lsq:
     """Settings of LSQ. `damp` switches the gradient scale g of section 2.2 on."""
 
     observer: ClassVar[str] = "mean_abs"
+    stochastic_rounding: ClassVar[bool] = True
     damp: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "LsqQuantizer":
@@ -66,7 +67,7 @@ class LsqQuantizer(nn.Module):
         scale = self.scale.abs().clamp(min=SMALLEST_SCALE)
         return power_of_two(scale) if isinstance(self.scheme.scale, PowerOfTwo) else scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
         scale = self.positive_scale()
@@ -74,7 +75,7 @@ class LsqQuantizer(nn.Module):
             shared = x.numel() // scale.numel()
             count = shared // x.shape[0] if self.role == "activation" else shared
             scale = scale_gradient(scale, 1.0 / math.sqrt(max(count, 1) * self.scheme.quant_max))
-        return fake_quantize(x, scale, self.zero_point, self.scheme)
+        return fake_quantize(x, scale, self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """The learned scale, and the zero point."""

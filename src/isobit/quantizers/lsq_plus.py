@@ -34,6 +34,7 @@ class LsqPlus:
 
     weight_observer: ClassVar[str] = "mean_std"
     observer: ClassVar[str] = "mse"
+    stochastic_rounding: ClassVar[bool] = True
     damp: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "LsqPlusQuantizer":
@@ -103,7 +104,7 @@ class LsqPlusQuantizer(nn.Module):
             return straight_through(torch.exp2(scale.detach().log2().round()), scale)
         return scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
         scale = self.positive_scale()
@@ -114,7 +115,7 @@ class LsqPlusQuantizer(nn.Module):
             g = 1.0 / math.sqrt(shared * self.scheme.quant_max)
             scale = scale_gradient(scale, g)
             beta = None if beta is None else scale_gradient(beta, g)
-        return fake_quantize(x, scale, self._zero_point(scale, beta), self.scheme)
+        return fake_quantize(x, scale, self._zero_point(scale, beta), self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """The learned scale, and the zero point that stands for the learned offset."""

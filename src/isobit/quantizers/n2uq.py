@@ -28,6 +28,7 @@ class N2uq:
     """
 
     observer: ClassVar[str] = "mean_abs"
+    stochastic_rounding: ClassVar[bool] = True
     unit_gradient: bool = False
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "N2uqQuantizer":
@@ -105,11 +106,11 @@ class N2uqQuantizer(nn.Module):
         self.scale = self._rounded(qparams.range()[1].detach() / self.scheme.quant_max)
         self.zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: w as calibrated; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
         self.scale.copy_(self._rounded(threshold(w, self.scheme) / self.scheme.quant_max))
-        quantized = fake_quantize(w.detach(), self.scale, self.zero_point, self.scheme)
+        quantized = fake_quantize(w.detach(), self.scale, self.zero_point, self.scheme, noise=noise)
         divisor = self.scale * self.scheme.quant_max if self.unit_gradient else torch.ones_like(self.scale)
         divisor = expand(divisor.to(w.dtype), w.dim(), self.scheme.granularity)
         y: Tensor = PassGradient.apply(w, quantized, divisor)  # type: ignore[no-untyped-call]

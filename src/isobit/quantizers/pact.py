@@ -12,7 +12,7 @@ from isobit.core.fake_quantize import FakeQuantize
 from isobit.core.granularity import expand
 from isobit.core.grid import Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams, scale_and_zero_point
-from isobit.core.rounding import HalfEven
+from isobit.core.rounding import HalfEven, Stochastic
 from isobit.core.scheme import Scheme
 from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
 
@@ -28,6 +28,7 @@ class Pact:
     """
 
     observer: ClassVar[str] = "min_max"
+    stochastic_rounding: ClassVar[bool] = True
     weight_decay: ClassVar[float | None] = 0.0
     alpha: float | None = None
     decay: float = 2e-4
@@ -69,9 +70,11 @@ class ClipAndRound(torch.autograd.Function):
         zero_point: Tensor,
         quant_min: int,
         quant_max: int,
+        noise: Tensor | None,
     ) -> Tensor:
-        """Shapes: x any; the others broadcast against it."""
-        y = FakeQuantize.forward(ctx, x, scale, zero_point, quant_min, quant_max, HalfEven(), None)
+        """Shapes: x any, noise alike; the others broadcast against it."""
+        rounding = HalfEven() if noise is None else Stochastic()
+        y = FakeQuantize.forward(ctx, x, scale, zero_point, quant_min, quant_max, rounding, noise)
         ctx.shapes = low.shape, high.shape
         return y
 
@@ -79,13 +82,13 @@ class ClipAndRound(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, _ = ctx.saved_tensors
         v = x / scale + zero_point.to(x.dtype)
         below, above = v <= ctx.low, v >= ctx.high
         grad_x = grad * ~(below | above) if ctx.needs_input_grad[0] else None
         grad_low = (grad * below).sum_to_size(ctx.shapes[0]) if ctx.needs_input_grad[1] else None
         grad_high = (grad * above).sum_to_size(ctx.shapes[1]) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_low, grad_high, None, None, None, None
+        return grad_x, grad_low, grad_high, None, None, None, None, None
 
 
 @final
@@ -138,7 +141,7 @@ class PactQuantizer(nn.Module):
         learned = [self.alpha] if self.beta is None else [self.alpha, self.beta]
         return self.decay * torch.stack([level.square().sum() for level in learned]).sum()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.alpha)
         low, high = self.interval()
@@ -147,7 +150,7 @@ class PactQuantizer(nn.Module):
         low, high, scale = (expand(t.to(x.dtype), x.dim(), granularity) for t in (low, high, scale))
         zero_point = expand(zero_point, x.dim(), granularity)
         y: Tensor = ClipAndRound.apply(  # type: ignore[no-untyped-call]
-            x, low, high, scale, zero_point, self.scheme.quant_min, self.scheme.quant_max
+            x, low, high, scale, zero_point, self.scheme.quant_min, self.scheme.quant_max, noise
         )
         return y
 

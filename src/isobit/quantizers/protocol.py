@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from isobit.core.errors import CalibrationError
 from isobit.core.qparams import DynamicRange, QParams
+from isobit.core.rounding import Stochastic, round_to_integer
 from isobit.core.scheme import Scheme
 
 Role = Literal["weight", "activation"]
@@ -23,7 +24,11 @@ class Quantizer(Protocol):
         """Take the initial scale and zero point from an observer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize and dequantize; differentiable."""
+        """Quantize and dequantize; differentiable.
+
+        Where the settings' `stochastic_rounding` is true, it also takes `noise`, uniform in [0, 1) and of the shape of
+        x, and then draws one of the two levels about each value, so that the value is the mean of what is drawn.
+        """
 
     def grid(self) -> QParams | DynamicRange:
         """The levels, scale and zero point that the exporter writes."""
@@ -33,7 +38,8 @@ class Quantizer(Protocol):
 class QuantizerSettings(Protocol):
     """Frozen settings of a quantizer. `observer` names the observer that gives its initial parameters.
 
-    A class variable `weight_observer` names another one for weights. A module may have more than a `Quantizer`:
+    A class variable `weight_observer` names another one for weights. `stochastic_rounding` says that the module's
+    forward takes `noise` (see `Quantizer`), which a slot draws in training. A module may have more than a `Quantizer`:
     `start(weight)`, called after `calibrate` with the float weight; `advance(progress)`, called by the training loop
     with the part of the training that is done, from 0 to 1; `penalty()`, added to the loss; `learning_rate_scale` and
     `weight_decay`, for its own parameters; `differs_in_eval`, where training computes with other weights than are
@@ -84,6 +90,14 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
 def settled(scheme: Scheme, *, signed: bool) -> Scheme:
     """The scheme once calibration has seen the sign; an unsigned one has no level to leave out."""
     return replace(scheme, adapt_sign=False, signed=signed, narrow=scheme.narrow and signed)
+
+
+def rounded(u: Tensor, noise: Tensor | None, *, mid_rise: bool = False) -> Tensor:
+    """The integer nearest to u, or the nearest k + 1/2; with noise, uniform in [0, 1), drawn so that its mean is u."""
+    if noise is None:
+        return u.floor() + 0.5 if mid_rise else u.round()
+    shift = 0.5 if mid_rise else 0.0
+    return round_to_integer(u - shift, Stochastic(), noise) + shift
 
 
 def straight_through(value: Tensor, source: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Qil:
     """
 
     observer: ClassVar[str] = "min_max"
+    stochastic_rounding: ClassVar[bool] = True
     learn_gamma: bool = False
     prune: bool = False
     damp: bool = False
@@ -105,7 +106,7 @@ class QilWeight(nn.Module):
         self.center.data, self.distance.data = half.clone(), half.clone()
         self.zero_point = torch.zeros_like(half, dtype=torch.int32)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: w as calibrated; raises CalibrationError before calibration."""
         require_calibrated(self.center)
         center, distance = positive(self.center), positive(self.distance)
@@ -114,7 +115,8 @@ class QilWeight(nn.Module):
             center, distance = scale_gradient(center, g), scale_gradient(distance, g)
         center, distance = (expand(t.to(w.dtype), w.dim(), self.scheme.granularity) for t in (center, distance))
         gamma = 1.0 if self.gamma is None else positive(self.gamma)
-        return fake_quantize(transform(w, center, distance, gamma), self._scale(), self.zero_point, self.scheme)
+        between = transform(w, center, distance, gamma)
+        return fake_quantize(between, self._scale(), self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """A scale of 1 / q."""
@@ -174,7 +176,7 @@ class QilActivation(nn.Module):
         prunes = self.prune and scheme.symmetric and not signed and scheme.quant_max < LARGEST_BYTE
         self.scheme = replace(scheme, symmetric=False) if prunes else scheme
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.center)
         center: Tensor = self.center
@@ -183,7 +185,7 @@ class QilActivation(nn.Module):
             count = max(math.prod(x.shape[1:]) // center.numel(), 1)
             g = 1 / math.sqrt(count * self.scheme.quant_max)
             center, distance = scale_gradient(center, g), scale_gradient(distance, g)
-        return fake_quantize(x, *self._scale_and_zero_point(center, distance), self.scheme)
+        return fake_quantize(x, *self._scale_and_zero_point(center, distance), self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """The scale, and the zero point of the snapped beginning of the interval."""

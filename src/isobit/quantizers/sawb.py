@@ -33,6 +33,7 @@ class Sawb:
     """
 
     observer: ClassVar[str] = "mse"
+    stochastic_rounding: ClassVar[bool] = True
     zero_level: bool = False
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "SawbQuantizer":
@@ -89,7 +90,7 @@ class SawbQuantizer(nn.Module):
         low, high = (bound.detach() for bound in qparams.range())
         self.scale, self.zero_point = scale_and_zero_point(low, high, self.scheme)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: w as calibrated; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
         scale = self.scale
@@ -97,7 +98,7 @@ class SawbQuantizer(nn.Module):
             alpha = clipping_level(w.detach(), self.scheme, self.coefficients)
             scale, _ = scale_and_zero_point(-alpha, alpha, self.scheme)
             self.scale.copy_(scale)
-        return fake_quantize(w, scale, self.zero_point, self.scheme)
+        return fake_quantize(w, scale, self.zero_point, self.scheme, noise=noise)
 
     def grid(self) -> QParams:
         """The scale of the last training step, or of calibration."""

@@ -14,7 +14,7 @@ from isobit.core.grid import Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import FloatScale, PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, settled
+from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated, rounded, settled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +27,7 @@ class Tqt:
 
     observer: ClassVar[str] = "kl_divergence"
     weight_observer: ClassVar[str] = "mean_std"
+    stochastic_rounding: ClassVar[bool] = True
     weight_decay: ClassVar[float | None] = 0.0
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "TqtQuantizer":
@@ -53,26 +54,28 @@ class TrainedThreshold(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log2_threshold: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        """Shapes: x any; log2_threshold and scale broadcast against it."""
-        ctx.save_for_backward(x, scale)
+    def forward(
+        ctx: Any, x: Tensor, log2_threshold: Tensor, scale: Tensor, low: int, high: int, noise: Tensor | None
+    ) -> Tensor:
+        """Shapes: x any, noise alike; log2_threshold and scale broadcast against it."""
+        ctx.save_for_backward(x, scale, noise)
         ctx.low, ctx.high, ctx.shape = low, high, log2_threshold.shape
-        return (x / scale).round().clamp(low, high) * scale
+        return rounded(x / scale, noise).clamp(low, high) * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, scale = ctx.saved_tensors
+        x, scale, noise = ctx.saved_tensors
         u = x / scale
-        rounded = u.round()
-        inside = (rounded >= ctx.low) & (rounded <= ctx.high)
+        r = rounded(u, noise)
+        inside = (r >= ctx.low) & (r <= ctx.high)
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_threshold = None
         if ctx.needs_input_grad[1]:
-            slope = torch.where(inside, rounded - u, rounded.clamp(ctx.low, ctx.high))
+            slope = torch.where(inside, r - u, r.clamp(ctx.low, ctx.high))
             grad_threshold = (grad * slope * scale * math.log(2)).sum_to_size(ctx.shape)
-        return grad_x, grad_threshold, None, None, None
+        return grad_x, grad_threshold, None, None, None, None
 
 
 @final
@@ -109,14 +112,14 @@ class TqtQuantizer(nn.Module):
         largest = -math.log2(SMALLEST_SCALE)
         return torch.exp2(exponent.clamp(-largest, largest))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: x as calibrated, with any batch size; raises CalibrationError before calibration."""
         require_calibrated(self.log2_t)
         scheme, granularity = self.scheme, self.scheme.granularity
         scale = expand(self.scale().to(x.dtype), x.dim(), granularity)
         log2_t = expand(self.log2_t.to(x.dtype), x.dim(), granularity)
         return TrainedThreshold.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, log2_t, scale, scheme.quant_min, scheme.quant_max
+            x, log2_t, scale, scheme.quant_min, scheme.quant_max, noise
         )
 
     def grid(self) -> QParams:

@@ -3,12 +3,22 @@
 from isobit.graph.passes.fold_bn import FoldBatchNorm
 from isobit.graph.passes.fold_bn_in_training import FoldBatchNormInTraining
 from isobit.graph.passes.global_pool import UnifyGlobalPool
+from isobit.graph.passes.merge_bn_into_scales import MergeBatchNormIntoScales
 from isobit.graph.passes.protocol import Pass, PassReport
 
 PASSES: dict[str, type[Pass]] = {
     "fold_bn": FoldBatchNorm,
     "fold_bn_in_training": FoldBatchNormInTraining,
+    "merge_bn_into_scales": MergeBatchNormIntoScales,
     "unify_global_pool": UnifyGlobalPool,
 }
 
-__all__ = ["PASSES", "FoldBatchNorm", "FoldBatchNormInTraining", "Pass", "PassReport", "UnifyGlobalPool"]
+__all__ = [
+    "PASSES",
+    "FoldBatchNorm",
+    "FoldBatchNormInTraining",
+    "MergeBatchNormIntoScales",
+    "Pass",
+    "PassReport",
+    "UnifyGlobalPool",
+]
