@@ -17,8 +17,8 @@ from isobit.core.errors import CalibrationError, SettingError
 
 pytest.importorskip("lightning", reason="Lightning is not installed")
 
+from isobit.algorithms.optimization import learning_rate_factor, parameter_groups
 from isobit.algorithms.training import Training, train
-from isobit.algorithms.training_task import learning_rate_factor, parameter_groups
 
 
 def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:

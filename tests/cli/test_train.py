@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import isobit
-from cli.bad_input import invoke
+from cli.bad_input import invoke, without
 from isobit.benchmark.data import read_digits
 from isobit.core.files import write_text
 
@@ -86,6 +86,52 @@ def test_recipes_that_are_refused(old: str, new: str, code: int, says: str, tmp_
     result = invoke(f"train {path} -o {tmp_path / 'run'}")
     assert result.exit_code == code
     assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ("--accelerator cpux", 2, "Lightning cannot train on 1 cpux device: "),
+        ("--accelerator tpu", 2, "Lightning cannot train on 1 tpu device: "),
+        ("--devices 3", 2, "batch_size = 64 cannot be shared evenly by 3 processes"),
+        ("--devices 0", 2, "devices has to be at least 1, got 0"),
+        ("--epochs 0", 2, "epochs has to be at least 1, got 0"),
+    ],
+)
+def test_options_that_are_refused(options: str, code: int, says: str, tmp_path: Path) -> None:
+    result = invoke(f"train {recipe(tmp_path / 'a.toml')} -o {tmp_path / 'run'} {options}")
+    assert result.exit_code == code
+    assert says in result.stderr
+
+
+def test_tensorboard_is_an_extra(tmp_path: Path) -> None:
+    with without("tensorboard"):
+        result = invoke(f"train {recipe(tmp_path / 'a.toml')} -o {tmp_path / 'run'} --tensorboard")
+    assert result.exit_code == 8
+    assert result.stderr == "error: TensorBoard is not installed. Install it with: pip install 'isobit[tensorboard]'\n"
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    """PACT as post-training quantization: the float network teaches, on images alone."""
+    made = invoke(f"train {recipe(tmp_path / 'float.toml')} -o {tmp_path / 'float'}")
+    assert made.exit_code == 0, made.stderr
+    images = tmp_path / "images.py"
+    write_text(
+        images,
+        "from isobit.benchmark.data import read_digits\n\ndef batches():\n"
+        "    return [x for x, _ in read_digits('train')]\n",
+    )
+    weights = f'weights = "{tmp_path / "float" / "weights.safetensors"}"'
+    path = recipe(tmp_path / "pact.toml", more=weights, rate=0.005, quantization=QUANTIZATION)
+    text = path.read_text().replace("digits:train", f"{images}:batches").replace('"lsq"', '"pact"')
+    text = text.replace("bn_fold = 4", "bn_fold = -1").replace("onnxruntime-x86", "academic")
+    write_text(path, text)
+    refused = invoke(f"train {path} -o {tmp_path / 'refused'}")
+    assert (refused.exit_code, "the training data has no labels" in refused.stderr) == (4, True)
+    write_text(path, text.replace("[training]", "[training]\nlabels = false"))
+    made = invoke(f"train {path} -o {tmp_path / 'pact'} --json")
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["last"] > 95
 
 
 def test_a_matrix_of_one_run(tmp_path: Path) -> None:

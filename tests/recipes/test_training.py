@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from isobit.algorithms.training import Training
+from isobit.algorithms.training import Hardware, Training
 from isobit.core.errors import SettingError
 from isobit.recipes.training import TrainingRecipe
 
@@ -33,6 +33,7 @@ def test_distillation_has_a_teacher(training: Training) -> None:
         ({"teacher": "net.py:net"}, "a teacher is named, and nothing is learned from it"),
         ({"teacher_weights": "a.safetensors"}, "teacher_weights are given, and no teacher"),
         ({"format": 2}, "recipes of format 1, this one has format 2"),
+        ({"hardware": Hardware(devices=3)}, "batch_size = 128 cannot be shared evenly by 3 processes"),
         ({"calibration_batches": 0}, "calibration_batches has to be at least 1, got 0"),
     ],
 )
@@ -45,4 +46,5 @@ def test_which_recipes_describe_the_same_run() -> None:
     one = recipe()
     assert one.same_result(replace(one, notes=("a first try",)))
     assert not one.same_result(replace(one, training=Training(epochs=3)))
+    assert one.same_result(replace(one, hardware=Hardware(accelerator="cpu", devices=4), tensorboard=True))
     assert not one.same_result(replace(one, batch_size=64))

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,12 +139,26 @@ class TrainingRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """Where to train, in Lightning's words."""
+    """Where to train, in Lightning's words. A result may differ by rounding; a checkpoint fits any hardware.
+
+    Each of several processes gets its part of every batch. Layers that train folded share the statistics of all parts
+    (with `bn_synchronized`); plain batch norms count their own, and the first process's are kept.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
     strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in (("devices", self.devices), ("nodes", self.nodes)):
+            if value < 1:
+                raise SettingError(f"{name} has to be at least 1, got {value}")
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.nodes
 
 
 def train(
@@ -155,17 +170,20 @@ def train(
     folder: str | Path,
     teacher: nn.Module | None = None,
     hardware: Hardware | None = None,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainingRecord:
     """Train `model` in place and return the record of the run.
 
-    `folder` receives `last.safetensors` after every epoch, `best.safetensors` and `metrics.csv`. Where it holds the
+    `folder` receives `last.safetensors` after every epoch, `best.safetensors`, `metrics.csv` and, where it is wanted,
+    `tensorboard` with the curves of loss, accuracy, learning rate and quantizer scales. On several devices every
+    process returns the same record, and the first one writes. Where it holds the
     checkpoint of an interrupted run of the same settings, that run goes on, with the same final weights. A loss that
     is not finite, or not below guessing after a whole epoch, ends the run as not converged.
 
-    Raises MissingExtraError without Lightning, SettingError for distillation without a teacher or a checkpoint of
-    other settings, UnknownNameError for a feature layer that does not exist, CalibrationError for quantizers without
-    ranges and data without labels.
+    Raises MissingExtraError without Lightning or TensorBoard, SettingError for hardware that is not there, distillation
+    without a teacher and a checkpoint of other settings, UnknownNameError for a feature layer that does not exist,
+    CalibrationError for quantizers without ranges and data without labels.
     """
     if settings.distills and teacher is None:
         raise SettingError(
@@ -175,21 +193,36 @@ def train(
         raise SettingError(
             "nothing is learned from the teacher: set distillation or feature_distillation, or give none"
         )
-    try:
-        import lightning.pytorch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("Lightning, which training runs on,", "train") from error
+    require(tensorboard=tensorboard)
     from isobit.algorithms.training_task import fit
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     record = fit(
         model, data, evaluation, settings, folder=folder, teacher=teacher, hardware=hardware or Hardware(),
-        progress=progress,
+        tensorboard=tensorboard, progress=progress,
     )  # fmt: skip
     return replace(record, seconds=record.seconds + time.perf_counter() - start)
+
+
+def require(*, tensorboard: bool = False) -> None:
+    """Raise MissingExtraError where Lightning, or TensorBoard if it is wanted, is not installed."""
+    if tensorboard and not find_spec("tensorboard"):
+        raise MissingExtraError("TensorBoard", "tensorboard")
+    try:
+        import lightning.pytorch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("Lightning, which training runs on,", "train") from error
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the results: the only one, or the first of those that train together."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -11,17 +11,21 @@ from typing import Any, final
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, fx, nn
 
 from isobit.algorithms.batch_norm import recalibrate_batch_norm
 from isobit.algorithms.distillation import Distillation
+from isobit.algorithms.optimization import optimization
+from isobit.algorithms.tensorboard import TensorBoard
 from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.checkpoint import load_checkpoint, save_checkpoint
+from isobit.core.distributed import mean_over_ranks
 from isobit.core.errors import CalibrationError, SettingError
+from isobit.core.files import write_text
 from isobit.core.progress import Progress
 from isobit.graph.insert import slots
 from isobit.graph.slots import Slot
@@ -42,41 +46,33 @@ def fit(
     folder: Path,
     teacher: nn.Module | None,
     hardware: Hardware,
+    tensorboard: bool,
     progress: Progress,
 ) -> TrainingRecord:
     """Run Lightning's trainer; `isobit.algorithms.training.train` explains the arguments."""
     last = folder / "last.safetensors"
-    resuming = last.exists()
+    step, resuming = 0, last.exists()
     if not resuming:
         _check_calibrated(model)
-    elif (found := load_checkpoint(last)["isobit"])["not_converged"]:  # it stays so when it is started again
+    else:
+        checkpoint = load_checkpoint(last)
+        found, step = checkpoint["isobit"], checkpoint["global_step"]
         _check_same(found["settings"], settings)
-        return TrainingRecord(
-            settings=settings,
-            epochs=tuple(Epoch(**e) for e in found["curve"]),
-            seconds=found["seconds"],
-            not_converged=found["not_converged"],
-        )
-    task = Task(model, data, evaluation, settings, teacher=teacher, progress=progress)
-    trainer = pl.Trainer(
-        max_epochs=settings.epochs,
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.nodes,
-        strategy=hardware.strategy,
-        precision=settings.precision,  # type: ignore[arg-type]
-        gradient_clip_val=settings.clip_norm,
-        callbacks=_callbacks(settings, folder),
-        plugins=[SafetensorsIO()],
-        logger=CSVLogger(folder, name="", version=""),
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+        if found["not_converged"]:  # it stays so when it is started again
+            return TrainingRecord(
+                settings=settings,
+                epochs=tuple(Epoch(**e) for e in found["curve"]),
+                seconds=found["seconds"],
+                not_converged=found["not_converged"],
+            )
+    task = Task(model, data, evaluation, settings, folder=folder, teacher=teacher, progress=progress)
+    callbacks = _callbacks(settings, folder)
+    if tensorboard:
+        callbacks.append(TensorBoard(folder / "tensorboard", start=step))
     model.train()  # Lightning leaves modules in the mode they have
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\.")  # about its own internals and loggers
+        warnings.filterwarnings("ignore", module=r"lightning\.")  # about its own internals
+        trainer = _trainer(task, hardware, callbacks)
         trainer.fit(task, ckpt_path=str(last) if resuming else None)
     for module in (model, teacher):
         if module is not None:
@@ -84,6 +80,39 @@ def fit(
     return TrainingRecord(
         settings=settings, epochs=tuple(task.curve), seconds=task.seconds_before, not_converged=task.not_converged
     )
+
+
+def _trainer(task: "Task", hardware: Hardware, callbacks: list[pl.Callback]) -> pl.Trainer:
+    settings = task.settings
+    try:
+        return pl.Trainer(
+            max_epochs=settings.epochs,
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.nodes,
+            strategy=_strategy(task, hardware),
+            precision=settings.precision,  # type: ignore[arg-type]
+            gradient_clip_val=settings.clip_norm,
+            callbacks=callbacks,
+            plugins=[SafetensorsIO()],
+            logger=False,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        where = f"{hardware.processes} {hardware.accelerator} device{'s' if hardware.processes > 1 else ''}"
+        raise SettingError(f"Lightning cannot train on {where}: {error}") from error
+
+
+def _strategy(task: "Task", hardware: Hardware) -> str:
+    """Lightning's own choice, unless an algorithm freezes parameters on the way, or leaves weights behind unused."""
+    if hardware.strategy != "auto" or hardware.processes == 1:
+        return hardware.strategy
+    held = [module.quantizer for module in task.model.modules() if isinstance(module, Slot)]
+    partly = any(callable(getattr(q, name, None)) for q in held for name in ("advance", "start"))
+    return "ddp_find_unused_parameters_true" if partly else "ddp"
 
 
 def _callbacks(settings: Training, folder: Path) -> list[pl.Callback]:
@@ -134,6 +163,7 @@ class Task(pl.LightningModule):
         evaluation: Data,
         settings: Training,
         *,
+        folder: Path,
         teacher: nn.Module | None,
         progress: Progress,
     ) -> None:
@@ -143,6 +173,7 @@ class Task(pl.LightningModule):
         compiled = settings.compile and teacher is None
         self._step_of = (torch.compile(model) if compiled else model,)  # in a tuple: it is the model once more
         self.data, self.evaluation, self.settings, self.progress = data, evaluation, settings, progress
+        self.folder = folder
         self.curve: list[Epoch] = []
         self.not_converged = ""
         self.seconds_before = 0.0
@@ -183,8 +214,9 @@ class Task(pl.LightningModule):
         loss = loss + penalties(self.model)
         if index % CHECK_EVERY == 0:
             self.progress("training", self.global_step, self.settings.epochs * self.data.steps)
-            if not bool(torch.isfinite(loss)):
-                self._stop(f"the loss became {float(loss)} in epoch {self.current_epoch + 1}, step {index + 1}")
+            seen = float(mean_over_ranks(loss.detach())[0])  # all processes stop, or none
+            if not math.isfinite(seen):
+                self._stop(f"the loss became {seen} in epoch {self.current_epoch + 1}, step {index + 1}")
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -234,13 +266,14 @@ class Task(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Note the epoch; a loss that is not below guessing is no training."""
-        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
+        loss = float(mean_over_ranks(torch.stack(self._losses).mean())[0]) if self._losses else math.nan
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         number = self.current_epoch + 1
         if math.isfinite(loss):
             epoch = Epoch(number=number, loss=loss, right=self._right, total=self._total, learning_rate=rate)
             self.curve.append(epoch)
-        self.log("loss", loss)
+        if self.trainer.is_global_zero:
+            write_metrics(self.folder / "metrics.csv", self.curve)
         guessing = math.log(self._classes)
         lost = [e for e in self.curve[-PATIENCE:] if e.loss >= guessing and e.number > self.settings.warmup_epochs]
         if not math.isfinite(loss):
@@ -256,21 +289,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Weights and quantizer parameters in groups of their own."""
-        s = self.settings
-        groups = parameter_groups(self.model, s)
-        optimizer: torch.optim.Optimizer
-        if s.optimizer == "sgd":
-            nesterov = s.nesterov and s.momentum > 0
-            optimizer = torch.optim.SGD(groups, lr=s.learning_rate, momentum=s.momentum, nesterov=nesterov)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=s.learning_rate)
-        steps = s.epochs * self.data.steps
-        warmup = s.warmup_epochs * self.data.steps
-
-        def factor(step: int) -> float:
-            return learning_rate_factor(step, steps=steps, warmup=warmup, schedule=s.schedule)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        optimizer, schedule = optimization(self.model, self.settings, steps_per_epoch=self.data.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- checkpoints
@@ -320,31 +339,11 @@ class _Evaluation:
         return iter(self.data)
 
 
-def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """The optimizer's groups: weights with weight decay, then the quantizers' parameters with their own rates."""
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    own: set[nn.Parameter] = set()
-    for module in model.modules():
-        if not isinstance(module, Slot):
-            continue
-        rate = getattr(module.quantizer, "learning_rate_scale", None) or settings.quantizer_learning_rate
-        decay = getattr(module.quantizer, "weight_decay", None)
-        key = (settings.learning_rate * rate, settings.quantizer_weight_decay if decay is None else decay)
-        parameters = [p for p in module.parameters() if p not in own]
-        own.update(parameters)
-        found.setdefault(key, []).extend(parameters)
-    rest = [p for p in model.parameters() if p not in own and p.requires_grad]
-    groups = [{"params": rest, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
-    return groups + [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in found.items() if ps]
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: float, schedule: str) -> float:
-    """What the learning rate is multiplied with: linear over the warm-up, then constant or half a cosine."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1.0)))
+def write_metrics(path: Path, curve: list[Epoch]) -> None:
+    """All epochs so far as comma-separated values; the file is whole at any moment, after a resumed run too."""
+    lines = ["epoch,loss,accuracy,right,total,learning_rate"]
+    lines += [f"{e.number},{e.loss!r},{e.accuracy!r},{e.right},{e.total},{e.learning_rate!r}" for e in curve]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def penalties(model: nn.Module) -> Tensor | float:

@@ -3,14 +3,14 @@
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from rich.table import Table
 from torch import fx, nn
 
 from isobit.algorithms.calibration import calibrate, finish
-from isobit.algorithms.training import Training, TrainingRecord, train
+from isobit.algorithms.training import Training, TrainingRecord, is_first_process, require, train
 from isobit.benchmark.data.training_set import TrainingSet
 from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import load_model
@@ -30,22 +30,49 @@ READ = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What came out. `not_exported` says why there is no file, where a quantized network has none."""
+    """What came out. `not_exported` says why there is no file, where a quantized network has none.
+
+    Of several processes that train together, the first one writes and shows the result.
+    """
 
     recipe: TrainingRecipe
     record: TrainingRecord
     folder: Path
     artifact: Artifact | None
+    is_first: bool
     not_exported: str = ""
 
 
-def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch: Watch) -> Trained:
-    """Load, prepare, calibrate, train, export."""
+def read(
+    file: Path,
+    *,
+    epochs: int | None = None,
+    seed: int | None = None,
+    accelerator: str | None = None,
+    devices: int | None = None,
+    tensorboard: bool | None = None,
+) -> TrainingRecipe:
+    """The recipe of a file; what is given goes over what it says."""
     recipe = read_recipe(TrainingRecipe, file)
-    changed: dict[str, Any] = {k: v for k, v in (("epochs", epochs), ("seed", seed)) if v is not None}
-    recipe = replace(recipe, training=replace(recipe.training, **changed))
+    training: dict[str, Any] = {k: v for k, v in (("epochs", epochs), ("seed", seed)) if v is not None}
+    places = (("accelerator", accelerator), ("devices", devices))
+    hardware: dict[str, Any] = {k: v for k, v in places if v is not None}
+    return replace(
+        recipe,
+        training=replace(recipe.training, **training),
+        hardware=replace(recipe.hardware, **hardware),
+        tensorboard=recipe.tensorboard if tensorboard is None else tensorboard,
+    )
+
+
+def run(recipe: TrainingRecipe, folder: Path, *, watch: Watch) -> Trained:
+    """Load, prepare, calibrate, train, export."""
+    require(tensorboard=recipe.tensorboard)
+    first = is_first_process()
+    watch = watch if first else Silent()
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "recipe.json", encode(recipe))
+    if first:
+        write_json(folder / "recipe.json", encode(recipe))
     watch.stage("loading")
     reading = Reading(batch_size=READ, normalize=recipe.normalize)
     plain = load_data(recipe.data, reading)
@@ -55,8 +82,13 @@ def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch
     net = load_model(recipe.network, None if recipe.weights is None else Path(recipe.weights))
     teacher = teacher_of(recipe, net)
     model = quantized(recipe, net, data, folder, watch) if recipe.quantization else net
-    record = train(model, data, evaluation, recipe.training, folder=folder, teacher=teacher, progress=watch)
-    result = Trained(recipe=recipe, record=record, folder=folder, artifact=None)
+    record = train(
+        model, data, evaluation, recipe.training, folder=folder, teacher=teacher, hardware=recipe.hardware,
+        tensorboard=recipe.tensorboard, progress=watch,
+    )  # fmt: skip
+    result = Trained(recipe=recipe, record=record, folder=folder, artifact=None, is_first=first)
+    if not first:
+        return result
     if not record.not_converged:
         watch.stage("writing the result")
         try:
@@ -65,6 +97,17 @@ def run(file: Path, folder: Path, *, epochs: int | None, seed: int | None, watch
             result = replace(result, not_exported=str(error))
     write_json(folder / "record.json", as_json(result))
     return result
+
+
+@final
+class Silent:
+    """The progress of a process beside the first."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """See Watch."""
+
+    def stage(self, what: str) -> None:
+        """See Watch."""
 
 
 def teacher_of(recipe: TrainingRecipe, net: nn.Module) -> nn.Module | None:

@@ -1,5 +1,7 @@
 """What processes that train together have to agree on."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,21 @@ def mean_over_ranks(x: Tensor) -> tuple[Tensor, int]:
     count = ranks()
     if count == 1:
         return x, 1
-    from torch.distributed.nn.functional import all_reduce
-
-    total: Tensor = all_reduce(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
     return total / count, count
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; each one's gradient is the sum of all gradients to it."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from isobit.algorithms.training import Training
+from isobit.algorithms.training import Hardware, Training
 from isobit.core.errors import SettingError
 from isobit.recipes.recipe import Recipe
 
@@ -21,6 +21,7 @@ class TrainingRecipe:
 
     `network` and `teacher` are built-in names or `file.py:callable`; `data` and `evaluation` as on the command line.
     Where distillation names no teacher, the float network itself, with its `weights`, is the teacher.
+    `hardware` says where it is trained, `tensorboard` whether its curves are written for TensorBoard.
     `calibration_batches` batches of the training data, as they are, set the first ranges.
     """
 
@@ -37,6 +38,8 @@ class TrainingRecipe:
     batch_size: int = 128
     calibration_batches: int = 8
     normalize: str | None = None
+    hardware: Hardware = Hardware()
+    tensorboard: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -44,6 +47,11 @@ class TrainingRecipe:
             raise SettingError(f"this isobit reads training recipes of format 1, this one has format {self.format}")
         if self.calibration_batches < 1:
             raise SettingError(f"calibration_batches has to be at least 1, got {self.calibration_batches}")
+        if self.batch_size % self.hardware.processes:
+            raise SettingError(
+                f"batch_size = {self.batch_size} cannot be shared evenly by {self.hardware.processes} processes "
+                "(hardware.devices times hardware.nodes): choose a multiple"
+            )
         if self.teacher is None and self.teacher_weights is not None:
             raise SettingError("teacher_weights are given, and no teacher: name the network that they belong to")
         if self.teacher is not None and not self.training.distills:
@@ -55,5 +63,6 @@ class TrainingRecipe:
             )
 
     def same_result(self, other: "TrainingRecipe") -> bool:
-        """Whether both describe the same run: notes change nothing."""
-        return replace(self, notes=()) == replace(other, notes=())
+        """Whether both describe the same run: hardware, TensorBoard and notes make no other one of it."""
+        one, two = (replace(r, hardware=Hardware(), tensorboard=False, notes=()) for r in (self, other))
+        return one == two
