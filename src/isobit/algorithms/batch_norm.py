@@ -1,4 +1,4 @@
-"""Recalibration of batch norm: statistics of the network as it is deployed, where training saw another one."""
+"""Batch norm in training: frozen from a step on, and recalibrated to the network as it is deployed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,15 +32,16 @@ def recalibrate_batch_norm(model: nn.Module, data: Data, *, batches: int | None 
     """
     if batches is not None and batches < 1:
         raise SettingError(f"batches has to be at least 1, got {batches}")
-    norms = {name: norm for name, norm in model.named_modules() if _has_statistics(norm)}
+    norms = batch_norms(model)
     if not norms:
         return 0
     found = {name: _Average(name) for name in norms}
     with _normalizing_by_batch(model, norms):
         hooks = [norm.register_forward_pre_hook(found[name]) for name, norm in norms.items()]
         try:
+            device = next(model.parameters()).device
             for batch in islice(checked(data, name="recalibration data"), batches):
-                model(*batch.inputs)
+                model(*(x.to(device) for x in batch.inputs))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -48,6 +49,30 @@ def recalibrate_batch_norm(model: nn.Module, data: Data, *, batches: int | None 
     for name in seen:
         found[name].write(norms[name])
     return len(seen)
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The batch norms that have running statistics, those of folded layers included, by name."""
+    return {name: norm for name, norm in model.named_modules() if _has_statistics(norm)}
+
+
+def freeze_batch_norm(model: nn.Module, *, affine: bool = False) -> int:
+    """From now on every batch norm normalizes with its running statistics, which stay as they are; gives how many do.
+
+    A layer that trains folded then computes strategy 1, whatever its own is. γ and β go on to learn, unless `affine`.
+    `model.train()` undoes it, but for `affine`.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    >>> freeze_batch_norm(net), net[1].training, net[0].training
+    (1, False, True)
+    """
+    norms = batch_norms(model).values()
+    for norm in norms:
+        norm.eval()
+        for parameter in norm.parameters() if affine else ():
+            parameter.requires_grad_(False)
+            parameter.grad = None  # what momentum still holds would move it
+    return len(norms)
 
 
 class _Average:

@@ -45,9 +45,12 @@ class Training:
     mean squared error of the outputs to the teacher's takes their place.
 
     `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
-    the network's training step is compiled. Where training computes with other weights than are deployed, as SLB does
-    (a quantizer's `differs_in_eval`), batch-norm statistics are taken anew from `bn_recalibration` training batches
-    before each evaluation.
+    the network's training step is compiled.
+
+    From the part `freeze_bn_at` of the training on (0.8: the last fifth), the statistics of batch norms stay as they
+    are, folded or not, and with `freeze_bn_affine` so do their γ and β. With `bn_reestimate` the statistics are taken
+    anew from `bn_recalibration` training batches before the last evaluation; where training computes with other weights
+    than are deployed, as SLB does (a quantizer's `differs_in_eval`), they are before each.
     """
 
     epochs: int = 10
@@ -69,6 +72,9 @@ class Training:
     feature_layers: tuple[str, ...] = ()
     labels: bool = True
     bn_recalibration: int = 50
+    bn_reestimate: bool = False
+    freeze_bn_at: float | None = None
+    freeze_bn_affine: bool = False
     precision: str = "32-true"
     compile: bool = False
     seed: int = 0
@@ -84,16 +90,10 @@ class Training:
             raise SettingError(f"epochs has to be at least 1, got {self.epochs}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise SettingError(f"warmup_epochs has to be from 0 to below epochs, got {self.warmup_epochs}")
-        if not 0 <= self.distillation <= 1:
-            raise SettingError(f"distillation is a weight from 0 to 1, got {self.distillation}")
-        if not (self.feature_distillation >= 0 and math.isfinite(self.feature_distillation)):
-            raise SettingError(f"feature_distillation is a weight of at least 0, got {self.feature_distillation}")
-        if self.feature_layers and not self.feature_distillation:
-            raise SettingError("feature_layers are named, and feature_distillation is 0: give it a weight, such as 1.0")
-        if not self.labels and self.label_smoothing:
-            raise SettingError("label_smoothing is set, and labels is false: set one of them otherwise")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingError(f"ema_decay has to lie between 0 and 1, got {self.ema_decay}")
+        _check_distillation(self)
+        _check_batch_norm(self)
 
     @property
     def distills(self) -> bool:
@@ -228,3 +228,25 @@ def is_first_process() -> bool:
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise SettingError(f"{name} has to be {' or '.join(known)}, got {value!r}")
+
+
+def _check_distillation(s: Training) -> None:
+    if not 0 <= s.distillation <= 1:
+        raise SettingError(f"distillation is a weight from 0 to 1, got {s.distillation}")
+    if not (s.feature_distillation >= 0 and math.isfinite(s.feature_distillation)):
+        raise SettingError(f"feature_distillation is a weight of at least 0, got {s.feature_distillation}")
+    if s.feature_layers and not s.feature_distillation:
+        raise SettingError("feature_layers are named, and feature_distillation is 0: give it a weight, such as 1.0")
+    if not s.labels and s.label_smoothing:
+        raise SettingError("label_smoothing is set, and labels is false: set one of them otherwise")
+
+
+def _check_batch_norm(s: Training) -> None:
+    if s.bn_recalibration < 0:
+        raise SettingError(f"bn_recalibration is a number of batches, at least 0, got {s.bn_recalibration}")
+    if s.bn_reestimate and not s.bn_recalibration:
+        raise SettingError("bn_reestimate is set, and bn_recalibration is 0 batches: give it some, such as 50")
+    if s.freeze_bn_at is not None and not 0 <= s.freeze_bn_at < 1:
+        raise SettingError(f"freeze_bn_at is a part of the training, from 0 to below 1, got {s.freeze_bn_at}")
+    if s.freeze_bn_affine and s.freeze_bn_at is None:
+        raise SettingError("freeze_bn_affine is set, and freeze_bn_at is not: say from when on, such as 0.8")

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, fx, nn
 
-from isobit.algorithms.batch_norm import recalibrate_batch_norm
+from isobit.algorithms.batch_norm import batch_norms, freeze_batch_norm, recalibrate_batch_norm
 from isobit.algorithms.distillation import Distillation
 from isobit.algorithms.optimization import optimization
 from isobit.algorithms.tensorboard import TensorBoard
@@ -111,7 +111,9 @@ def _strategy(task: "Task", hardware: Hardware) -> str:
     if hardware.strategy != "auto" or hardware.processes == 1:
         return hardware.strategy
     held = [module.quantizer for module in task.model.modules() if isinstance(module, Slot)]
-    partly = any(callable(getattr(q, name, None)) for q in held for name in ("advance", "start"))
+    partly = task.settings.freeze_bn_affine or any(
+        callable(getattr(q, name, None)) for q in held for name in ("advance", "start")
+    )
     return "ddp_find_unused_parameters_true" if partly else "ddp"
 
 
@@ -195,7 +197,12 @@ class Task(pl.LightningModule):
     # -- steps
 
     def on_fit_start(self) -> None:
-        """The teacher computes where the student does."""
+        """The teacher computes where the student does; what is to be frozen has to be there."""
+        if self.settings.freeze_bn_at is not None and not batch_norms(self.model):
+            raise SettingError(
+                "freeze_bn_at is set, and the network has no batch norm to freeze (bn_fold = 0 merges it before the "
+                "training): leave freeze_bn_at out, or choose another bn_fold"
+            )
         if self._distillation is not None:
             self._distillation.teacher.to(self.device)
 
@@ -206,6 +213,12 @@ class Task(pl.LightningModule):
             if isinstance(module, Slot) and callable(advance := getattr(module.quantizer, "advance", None)):
                 advance(self.current_epoch / self.settings.epochs)
         self._losses = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Freeze batch norms, a function of the step alone; an evaluation in between leaves modes as they are."""
+        s = self.settings
+        if s.freeze_bn_at is not None and self.global_step >= s.freeze_bn_at * s.epochs * self.data.steps:
+            freeze_batch_norm(self.model, affine=s.freeze_bn_affine)
 
     def training_step(self, batch: Any, index: int) -> Tensor | None:
         """The loss of one batch: cross-entropy, the teacher's part, the quantizers' penalties."""
@@ -243,11 +256,13 @@ class Task(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Count from 0; statistics of the weights that are deployed, where training saw others."""
+        """Count from 0; statistics of the weights that are deployed, where training saw others or at the end."""
         self._right = self._total = 0
         held = [module.quantizer for module in self.model.modules() if isinstance(module, Slot)]
-        if self.settings.bn_recalibration and any(getattr(q, "differs_in_eval", False) for q in held):
-            data = self.data.epoch(self.current_epoch)
+        anew = self.settings.bn_reestimate and self.current_epoch == self.settings.epochs - 1
+        if self.settings.bn_recalibration and (anew or any(getattr(q, "differs_in_eval", False) for q in held)):
+            processes = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
+            data = self.data.epoch(self.current_epoch, **processes)
             recalibrate_batch_norm(self.model, data, batches=self.settings.bn_recalibration)
 
     def validation_step(self, batch: Any, _: int) -> None:
