@@ -1,14 +1,16 @@
 """A matrix of runs: which there are, which are done again, and the table."""
 
 import json
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isobit.benchmark.matrix import Axes, Matrix, Run, markdown, run_matrix, runs
-from isobit.core.errors import IsobitError, SettingError, UnknownNameError, UnsupportedError
-from isobit.recipes.codec import encode
+from isobit.benchmark.matrix import Axes, Matrix, markdown, run_matrix, runs
+from isobit.benchmark.workers import Done, Job
+from isobit.core.errors import SettingError, UnknownNameError, UnsupportedError
+from isobit.recipes.codec import encode, read_recipe
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.training import TrainingRecipe
 
@@ -47,50 +49,95 @@ def test_a_cell_that_cannot_be_made_is_an_error_before_any_run(
     axes: dict[str, Any], error: type[Exception], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=says):
-        run_matrix(matrix(**axes), tmp_path, worker=no_worker)
+        run_matrix(matrix(**axes), tmp_path, workers=no_workers)
 
 
-def no_worker(run: Run, folder: Path) -> None:
-    raise AssertionError(f"{run.name} was run")
+def no_workers(jobs: Sequence[Job]) -> Generator[Done]:
+    raise AssertionError(f"{[job.name for job in jobs]} were run")
+    yield
 
 
-def writing(run: Run, folder: Path) -> None:
-    q = run.recipe.quantization
-    assert q is not None
-    found = {"not_converged": "", "last": 90.0 + q.seed, "best": 91.0 + q.seed, "seconds": 10.0}
-    if q.method == "dorefa":
-        found = {"not_converged": "the loss became nan", "last": None, "best": None, "seconds": 1.0}
-    (folder / "record.json").write_text(json.dumps({"recipe": encode(run.recipe), **found}))
+def writing(jobs: Sequence[Job]) -> Generator[Done]:
+    """Writes the records that the runs would write, the last one first."""
+    for job in reversed(jobs):
+        folder = Path(job.folder)
+        recipe = read_recipe(TrainingRecipe, folder / "matrix_recipe.json")
+        q = recipe.quantization
+        assert q is not None
+        assert job.command[-3:] == (str(folder / "matrix_recipe.json"), "-o", job.folder)
+        found = {"not_converged": "", "last": 90.0 + q.seed, "best": 91.0 + q.seed, "seconds": 10.0}
+        if q.method == "dorefa":
+            found = {"not_converged": "the loss became nan", "last": None, "best": None, "seconds": 1.0}
+        (folder / "record.json").write_text(json.dumps({"recipe": encode(recipe), **found}))
+        yield Done(job.name)
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
-    done = []
-
-    def counting(run: Run, folder: Path) -> None:
-        if len(done) == 3:
-            raise IsobitError("killed")
-        writing(run, folder)
-        done.append(run.name)
+    def killed(jobs: Sequence[Job]) -> Generator[Done]:
+        for number, done in enumerate(writing(jobs)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield done
 
     wanted = matrix(method=("lsq", "dorefa"), seed=(0, 2))
-    with pytest.raises(IsobitError, match="killed"):
-        run_matrix(wanted, tmp_path, worker=counting)
-    records = run_matrix(wanted, tmp_path, worker=writing)
-    assert [r["run"] for r in records] == [run.name for run in runs(wanted)]
-    assert run_matrix(wanted, tmp_path, worker=no_worker) == records
-    assert json.loads((tmp_path / "records.json").read_text()) == records
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(wanted, tmp_path, workers=killed)
+    asked: list[str] = []
+
+    def asking(jobs: Sequence[Job]) -> Generator[Done]:
+        asked.extend(job.name for job in jobs)
+        yield from writing(jobs)
+
+    outcome = run_matrix(wanted, tmp_path, workers=asking)
+    assert asked == []  # the fourth was written before the kill
+    assert not outcome.failed
+    assert [r["run"] for r in outcome.records] == [run.name for run in runs(wanted)]
+    assert run_matrix(wanted, tmp_path, workers=no_workers) == outcome
+    assert json.loads((tmp_path / "records.json").read_text()) == outcome.records
+
+
+def test_one_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    def failing(jobs: Sequence[Job]) -> Generator[Done]:
+        first, *others = jobs
+        yield Done(first.name, "LSQ is not defined for 1 signed bit")
+        lost, *others = others
+        yield Done(lost.name)  # says that it is done, and wrote nothing here
+        yield from writing(others)
+
+    wanted, steps = matrix(seed=(0, 1, 2, 3)), []
+    outcome = run_matrix(wanted, tmp_path, workers=failing, progress=lambda _, done, total: steps.append((done, total)))
+    assert [r["run"] for r in outcome.records] == ["lsq-w4a4-academic-seed2", "lsq-w4a4-academic-seed3"]
+    assert outcome.failed["lsq-w4a4-academic-seed0"] == "LSQ is not defined for 1 signed bit"
+    assert "need a folder that all of them share" in outcome.failed["lsq-w4a4-academic-seed1"]
+    assert steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    again = run_matrix(wanted, tmp_path, workers=writing)
+    assert len(again.records) == 4 and not again.failed
 
 
 def test_the_folder_of_another_matrix_is_refused(tmp_path: Path) -> None:
-    run_matrix(matrix(), tmp_path, worker=writing)
+    run_matrix(matrix(), tmp_path, workers=writing)
     other = Matrix(recipe=TrainingRecipe(network="b.py:b", data="d", evaluation="e"), axes=Axes(method=("lsq",)))
     with pytest.raises(SettingError, match="holds the result of another recipe"):
-        run_matrix(other, tmp_path, worker=no_worker)
+        run_matrix(other, tmp_path, workers=no_workers)
+    record = tmp_path / "lsq-w4a4-academic-seed0" / "record.json"
+    found = json.loads(record.read_text())
+    record.write_text(json.dumps({**found, "recipe": {**found["recipe"], "a_key_of_another_version": 1}}))
+    with pytest.raises(SettingError, match="holds the result of another recipe"):
+        run_matrix(matrix(), tmp_path, workers=no_workers)
+
+
+def test_a_record_without_a_key_that_came_later_is_still_its_own(tmp_path: Path) -> None:
+    run_matrix(matrix(), tmp_path, workers=writing)
+    record = tmp_path / "lsq-w4a4-academic-seed0" / "record.json"
+    found = json.loads(record.read_text())
+    del found["recipe"]["training"]["label_smoothing"]
+    record.write_text(json.dumps(found))
+    assert len(run_matrix(matrix(), tmp_path, workers=no_workers).records) == 1
 
 
 def test_the_table(tmp_path: Path) -> None:
-    records = run_matrix(matrix(method=("lsq", "dorefa"), seed=(0, 2)), tmp_path, worker=writing)
-    assert markdown(records, float_accuracy=92.5).splitlines() == [
+    outcome = run_matrix(matrix(method=("lsq", "dorefa"), seed=(0, 2)), tmp_path, workers=writing)
+    assert markdown(outcome.records, float_accuracy=92.5).splitlines() == [
         "| method | bits | target | folding | last | best | float - last | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| lsq | W4A4 | academic | target's | 91.00 ± 1.00 | 92.00 ± 1.00 | 1.50 | 10 |",

@@ -3,22 +3,20 @@
 import itertools
 import json
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isobit.core.errors import IsobitError, SettingError
+from isobit.benchmark.workers import Job, Workers, in_processes
+from isobit.core.errors import SettingError, UnknownNameError
 from isobit.core.files import write_json
 from isobit.core.progress import Progress, silent
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.training import TrainingRecipe
-
-NOT_CONVERGED = 10
-"""The exit code of `isobit train` for a run that did not converge: a result, not a failure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,47 +73,61 @@ def runs(matrix: Matrix) -> list[Run]:
     return found
 
 
-Worker = Callable[[Run, Path], None]
-"""Does one run in its folder."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """The records of all runs that have a result, in the order of the axes, and the others' errors by name."""
+
+    records: list[dict[str, Any]]
+    failed: dict[str, str]
 
 
-def in_a_process(run: Run, folder: Path) -> None:
-    """`isobit train` in a process of its own; raises IsobitError with what it said where it failed."""
-    recipe = folder / "matrix_recipe.json"
-    write_json(recipe, encode(run.recipe))
-    command = [sys.executable, "-m", "isobit", "train", str(recipe), "-o", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, NOT_CONVERGED):
-        raise IsobitError(f"{run.name} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else '?'}")
+def run_matrix(matrix: Matrix, folder: Path, *, workers: Workers | None = None, progress: Progress = silent) -> Outcome:
+    """Do what is not done yet and collect the results; one process after the other does it where `workers` is None.
 
-
-def run_matrix(
-    matrix: Matrix, folder: Path, *, worker: Worker = in_a_process, progress: Progress = silent
-) -> list[dict[str, Any]]:
-    """Do what is not done yet and give all records. A run that was interrupted goes on; one that is done is read.
-
-    Raises IsobitError where a run fails; the others' results stay.
+    A run that was interrupted goes on from its last checkpoint; one that is done is read. One that fails stops no
+    other, and is tried again the next time. Raises SettingError for a folder with the results of another recipe.
     """
     todo = runs(matrix)
+    waiting = [run for run in todo if not _is_of(folder / run.name / "record.json", run.recipe)]
+    before = len(todo) - len(waiting)
+    failed: dict[str, str] = {}
+    progress("training the matrix", before, len(todo))
+    if waiting:
+        with closing((workers or in_processes(1))([_job(run, folder / run.name) for run in waiting])) as ended:
+            for done, result in enumerate(ended, start=before + 1):
+                if result.error:
+                    failed[result.name] = result.error
+                progress("training the matrix", done, len(todo))
     records = []
-    for number, run in enumerate(todo, start=1):
-        place = folder / run.name
-        place.mkdir(parents=True, exist_ok=True)
-        record = place / "record.json"
-        if not _is_of(record, run.recipe):
-            worker(run, place)
-        records.append({"run": run.name, **json.loads(record.read_text())})
-        progress("training the matrix", number, len(todo))
+    for run in todo:
+        record = folder / run.name / "record.json"
+        if run.name in failed:
+            continue
+        if not record.is_file():
+            failed[run.name] = f"it left no {record}: workers on other machines need a folder that all of them share"
+            continue
+        records.append({"run": run.name, "float_accuracy": matrix.float_accuracy, **json.loads(record.read_text())})
     write_json(folder / "records.json", records)
-    return records
+    return Outcome(records=records, failed=failed)
+
+
+def _job(run: Run, folder: Path) -> Job:
+    """`isobit train` with the recipe of one run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "matrix_recipe.json"
+    write_json(recipe, encode(run.recipe))
+    return Job(run.name, (sys.executable, "-m", "isobit", "train", str(recipe), "-o", str(folder)), str(folder))
 
 
 def _is_of(record: Path, recipe: TrainingRecipe) -> bool:
-    """Whether a record is there and is that of this very recipe."""
+    """Whether a record is there and is that of this very recipe; what a recipe does not say has its default."""
     if not record.is_file():
         return False
-    found = decode(TrainingRecipe, json.loads(record.read_text())["recipe"], path=str(record))
-    if not recipe.same_result(found):
+    try:
+        same = decode(TrainingRecipe, json.loads(record.read_text())["recipe"]).same_result(recipe)
+    except (SettingError, UnknownNameError):
+        same = False  # written by another version, with keys or values that this one does not know
+    if not same:
         raise SettingError(
             f"{record.parent} holds the result of another recipe: choose another folder, or delete that one"
         )
