@@ -44,6 +44,9 @@ class Training:
     the float network (see `isobit.algorithms.distillation`). Without `labels` the training data needs none, and the
     mean squared error of the outputs to the teacher's takes their place.
 
+    Quantizers that scale their gradients by the curvature of the loss, as EWGS does, are shown it after every
+    `curvature_epochs` epochs (0: never), at the price of some fifteen steps for each quantizer.
+
     `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
     the network's training step is compiled.
 
@@ -71,6 +74,7 @@ class Training:
     feature_distillation: float = 0.0
     feature_layers: tuple[str, ...] = ()
     labels: bool = True
+    curvature_epochs: int = 10
     bn_recalibration: int = 50
     bn_reestimate: bool = False
     freeze_bn_at: float | None = None
@@ -92,6 +96,8 @@ class Training:
             raise SettingError(f"warmup_epochs has to be from 0 to below epochs, got {self.warmup_epochs}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingError(f"ema_decay has to lie between 0 and 1, got {self.ema_decay}")
+        if self.curvature_epochs < 0:
+            raise SettingError(f"curvature_epochs has to be at least 0, which is never, got {self.curvature_epochs}")
         _check_distillation(self)
         _check_batch_norm(self)
 

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -13,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, fx, nn
 
 from isobit.algorithms.batch_norm import batch_norms, freeze_batch_norm, recalibrate_batch_norm
-from isobit.algorithms.distillation import Distillation
+from isobit.algorithms.curvature import BATCHES, show_curvature
+from isobit.algorithms.distillation import Distillation, output_error
 from isobit.algorithms.optimization import optimization
+from isobit.algorithms.safetensors_io import SafetensorsIO
 from isobit.algorithms.tensorboard import TensorBoard
 from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
 from isobit.core.batches import Batch, Data, batches
-from isobit.core.checkpoint import load_checkpoint, save_checkpoint
+from isobit.core.checkpoint import load_checkpoint
 from isobit.core.distributed import mean_over_ranks
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.files import write_text
@@ -133,28 +135,6 @@ def _callbacks(settings: Training, folder: Path) -> list[pl.Callback]:
 
 
 @final
-class SafetensorsIO(CheckpointIO):
-    """Lightning's checkpoints as safetensors and JSON."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Whole or not at all."""
-        del storage_options
-        save_checkpoint(Path(path), checkpoint)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """On the CPU; Lightning moves what it restores."""
-        del map_location, weights_only
-        found: dict[str, Any] = load_checkpoint(Path(path))
-        return found
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete one that is no longer the best."""
-        Path(path).unlink(missing_ok=True)
-
-
-@final
 class Task(pl.LightningModule):
     """One training run. What a resumed run needs beside weights and optimizer is `curve` and the seconds spent."""
 
@@ -213,6 +193,21 @@ class Task(pl.LightningModule):
             if isinstance(module, Slot) and callable(advance := getattr(module.quantizer, "advance", None)):
                 advance(self.current_epoch / self.settings.epochs)
         self._losses = []
+        every = self.settings.curvature_epochs
+        if every and self.current_epoch and self.current_epoch % every == 0:
+            data = batches(self.data.epoch(self.current_epoch), name="training data")
+            show_curvature(self.model, islice(data, BATCHES), self._eager_loss, seed=self.current_epoch)
+
+    def _eager_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy, or the output error without labels, in full precision."""
+        inputs = tuple(x.to(self.device) for x in batch.inputs)
+        logits = self.model(*inputs)
+        if self._distillation is None or (self.settings.labels and batch.labels is not None):
+            assert batch.labels is not None
+            return F.cross_entropy(logits, batch.labels.to(self.device), label_smoothing=self.settings.label_smoothing)
+        with torch.no_grad():
+            wanted = self._distillation.teacher(*inputs)
+        return output_error(logits, wanted)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Freeze batch norms, a function of the step alone; an evaluation in between leaves modes as they are."""

@@ -43,7 +43,8 @@ class QuantizerSettings(Protocol):
     `start(weight)`, called after `calibrate` with the float weight; `advance(progress)`, called by the training loop
     with the part of the training that is done, from 0 to 1; `penalty()`, added to the loss; `learning_rate_scale` and
     `weight_decay`, for its own parameters; `differs_in_eval`, where training computes with other weights than are
-    deployed.
+    deployed; `update_delta(gradient, diagonal)`, told now and then the gradient of the loss to its output and the
+    diagonal of the Hessian there.
     """
 
     observer: ClassVar[str]
