@@ -180,7 +180,7 @@ def _with_batch_statistics(layer: _Folded, x: Tensor) -> Tensor:
 
 def _with_correction(layer: _Folded, x: Tensor) -> Tensor:
     """Strategy 3. The running statistics are those of before this batch."""
-    running = torch.sqrt(_running_var(layer.norm) + layer.norm.eps)
+    running = torch.sqrt(_before_update(layer.norm) + layer.norm.eps)
     f = _gamma(layer.norm) / running
     mean, var = _observe(layer, x)
     batch = torch.sqrt(var + layer.norm.eps)
@@ -191,7 +191,7 @@ def _with_correction(layer: _Folded, x: Tensor) -> Tensor:
 
 def _with_norm_behind(layer: _Folded, x: Tensor) -> Tensor:
     """Strategy 4, with 1 / f on the weight, which is smaller than the output."""
-    f = _gamma(layer.norm) * torch.rsqrt(_running_var(layer.norm) + layer.norm.eps)
+    f = _gamma(layer.norm) * torch.rsqrt(_before_update(layer.norm) + layer.norm.eps)
     f = layer.along_weight(torch.where(f.abs() < SMALLEST_FACTOR, SMALLEST_FACTOR, f))
     y = layer.convolve(x, layer.weight_slot(layer.weight * f) / f, layer.bias)
     if not layer.synchronized:
@@ -246,3 +246,26 @@ def _gamma(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
 def _running_var(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
     assert norm.running_var is not None
     return norm.running_var.clone()  # the buffer changes before the backward pass needs it
+
+
+def _before_update(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
+    """The running variance, where this very step changes it.
+
+    torch.compile would compute a clone once more in the backward pass, from the buffer as it is then: the gradients of
+    what depends on it were wrong. An operator of our own it does not repeat.
+    """
+    assert norm.running_var is not None
+    if not torch.compiler.is_compiling():
+        return _running_var(norm)
+    kept: Tensor = _snapshot(norm.running_var)
+    return kept
+
+
+@torch.library.custom_op("isobit::snapshot", mutates_args=())
+def _snapshot(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_snapshot.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
