@@ -19,7 +19,7 @@ from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
 from isobit.engines import Engine, Session
 from isobit.graph.convert import convert, hash_integers
-from isobit.graph.deployed import ActivationQuantizer
+from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
 
 CLOSE = 1e-4

@@ -71,8 +71,9 @@ def test_biases_lie_on_the_accumulator_s_grid() -> None:
     assert torch.equal(layer.bias, kept)
 
 
-def test_a_bias_stays_in_float_where_the_target_says_so() -> None:
-    model, _ = quantized("residual", "academic")
+def test_a_bias_stays_in_float_where_the_input_does() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), torch.randn(4, 3, 8, 8)
+    model = isobit.quantize(net, [x], target="academic", activation_bits=32)
     assert not any(key.endswith("bias_q") for key in integers(convert(model)))
 
 

@@ -10,7 +10,8 @@ from isobit.core.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from isobit.core.grid import PowersOfTwo
 from isobit.core.qparams import qparams_of_range
 from isobit.core.scheme import Scheme
-from isobit.graph.deployed import ActivationQuantizer, IntegerWeight, integer_bias, store_activation
+from isobit.graph.deployed import IntegerWeight, integer_bias
+from isobit.graph.deployed_activations import ActivationQuantizer, store_activation
 
 SIGNS = {"signed": (True, True), "signed asymmetric": (True, False), "unsigned": (False, True), "u": (False, False)}
 
@@ -49,7 +50,10 @@ def test_narrow_grids_are_cut() -> None:
     [
         (Scheme(bits=9), "x has 9 bits"),
         (Scheme(granularity=PerChannel(0)), "x: engines take one scale per activation tensor"),
-        (Scheme(bits=4, grid=PowersOfTwo()), "x: activations of s4 symmetric per-tensor logarithmic"),
+        (
+            Scheme(bits=5, grid=PowersOfTwo()),
+            "x: activations of s5 symmetric per-tensor logarithmic do not fit",
+        ),
     ],
 )
 def test_grids_without_a_stored_form(scheme: Scheme, says: str) -> None:

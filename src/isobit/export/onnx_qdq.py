@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from isobit.core.artifact import Artifact
 from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
-from isobit.export.packing import pack_weights
+from isobit.export.packing import pack_weights, write_look_ups
 from isobit.export.tidy import tidy
 from isobit.graph.convert import convert, hash_integers, levels
 from isobit.graph.insert import preparation
@@ -53,6 +53,7 @@ class OnnxQdq:
         deployed = convert(model)
         program = to_onnx(deployed, example)
         tidy(program, layers=set(names(model.graph).values()))
+        write_look_ups(program, levels(deployed))
         if self.packed:
             pack_weights(program, levels(deployed))
         profile = preparation(model).profile
@@ -117,6 +118,12 @@ def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: in
     return op.DequantizeLinear(q, scale, zero_point)
 
 
+def _quantize_to_levels(x: Any, quarter: Any, half: Any, offset: Any, table: Any, scale: Any, zero_point: Any) -> Any:
+    index = op.QuantizeLinear(op.Sub(x, quarter), half, offset)
+    q = op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
+    return op.DequantizeLinear(q, scale, zero_point)
+
+
 def _dequantize(q: Any, scale: Any, zero_point: Any, axis: int, block: int) -> Any:
     if block:
         return op.DequantizeLinear(q, scale, zero_point, axis=axis, block_size=block)
@@ -129,6 +136,8 @@ def _dynamic_quantize_dequantize(x: Any) -> Any:
 
 
 def _look_up(table: Any, index: Any) -> Any:
+    # Through a DequantizeLinear, which the exporter's constant folding leaves alone; `write_look_ups` takes it away.
+    index = op.DequantizeLinear(index, op.Constant(value_float=1.0), op.Constant(value=_byte(0, np.uint8)))  # type: ignore[type-var]
     return op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
 
 
@@ -140,6 +149,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.quantize_dequantize.default: _quantize_dequantize,
     torch.ops.isobit.dequantize.default: _dequantize,
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
+    torch.ops.isobit.quantize_to_levels.default: _quantize_to_levels,
     torch.ops.isobit.look_up.default: _look_up,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,
 }

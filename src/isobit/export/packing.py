@@ -6,7 +6,7 @@ weights as bytes in front of a DequantizeLinear, as in a file that is not packed
 engines read those of 4 bits alone, and compute in float with them.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,19 @@ def pack_weights(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> None
         q = value.const_value.numpy()
         if bits < 8 and q.size * (8 - bits) // 8 >= SAVES:
             _replace(model.graph, value, q, table, bits, shared)
+
+
+def write_look_ups(model: ir.Model, names: Iterable[str]) -> None:
+    """Let Cast and Gather read the indices of a codebook, by name, without the DequantizeLinear in between."""
+    for name in names:
+        index = model.graph.initializers.get(name)
+        if index is None:
+            continue
+        for node, _ in list(index.uses()):
+            readers = [reader for reader, _ in node.outputs[0].uses()]
+            if node.op_type == "DequantizeLinear" and readers and all(r.op_type == "Cast" for r in readers):
+                node.outputs[0].replace_all_uses_with(index)
+                model.graph.remove(node, safe=True)
 
 
 def planes(indices: np.ndarray, bits: int) -> np.ndarray:

@@ -8,14 +8,15 @@ from torch import Tensor, fx, nn
 
 from isobit.core.qparams import DynamicRange, QParams
 from isobit.graph.deployed import (
-    ActivationQuantizer,
     CodebookWeight,
     DeployedConv,
     DeployedLinear,
     IntegerWeight,
-    activation_quantizer,
     deployed_weight,
+    fine_scale,
+    in_a_byte,
 )
+from isobit.graph.deployed_activations import ActivationQuantizer, LevelQuantizer, activation_quantizer
 from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
@@ -64,7 +65,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
 
 def integers(deployed: nn.Module) -> dict[str, Tensor]:
     """Every integer tensor and scale of a deployed model, by name: what the certificate's hash covers."""
-    kinds = (ActivationQuantizer, IntegerWeight, CodebookWeight)
+    kinds = (ActivationQuantizer, LevelQuantizer, IntegerWeight, CodebookWeight)
     found: dict[str, Tensor] = {}
     for name, module in deployed.named_modules():
         if isinstance(module, kinds):
@@ -102,11 +103,15 @@ def round_biases(model: fx.GraphModule) -> None:
         with torch.no_grad():
             slot.quantizer(layer.weight)  # some quantizers take their scale from the weight that passes
         bias, weight, scale = layer.bias, slot.grid(), _input_scale(model, tensors, node)
-        if scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
-            assert isinstance(bias, Tensor)
+        assert isinstance(bias, Tensor)
+        if isinstance(weight, QParams) and not in_a_byte(weight):
+            step = fine_scale(bias).double()
+        elif scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
             step = (scale.float() * weight.scale.float()).double()
-            with torch.no_grad():
-                bias.copy_((bias.double() / step).round() * step)
+        else:
+            continue
+        with torch.no_grad():
+            bias.copy_((bias.double() / step).round() * step)
 
 
 def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | None:
@@ -118,7 +123,7 @@ def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | 
     if source.op != "call_module":
         return None
     module = model.get_submodule(str(source.target))
-    if isinstance(module, ActivationQuantizer):
+    if isinstance(module, (ActivationQuantizer, LevelQuantizer)):
         return module.scale
     if isinstance(module, Slot):
         grid = module.grid()
@@ -146,7 +151,9 @@ def _deployed_layer(layer: nn.Module, slot: Slot, input_scale: Tensor | None) ->
         weight = slot.quantizer(weight)  # first: some quantizers take their scale from the weight that passes
         grid = slot.grid()
         assert isinstance(grid, QParams)
-        integer = deployed_weight(weight, grid, bias, input_scale, name=slot.point)
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        assert isinstance(channels, int)
+        integer = deployed_weight(weight, grid, bias, input_scale, channels=channels, name=slot.point)
     if isinstance(layer, nn.Linear):
         return DeployedLinear(integer)
     assert isinstance(layer, nn.modules.conv._ConvNd)

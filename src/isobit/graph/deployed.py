@@ -1,6 +1,5 @@
-"""Layers of a deployed network: integer weights and biases, and the stored form of activation grids."""
+"""Layers of a deployed network: integer weights and biases."""
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -9,100 +8,13 @@ from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of
-from isobit.core.grid import Uniform
-from isobit.core.qparams import DynamicRange, QParams
-from isobit.core.scheme import Scheme
+from isobit.core.qparams import QParams
 from isobit.graph.integer_ops import (
     check_bits,
     dequantize,
-    dynamic_quantize_dequantize,
     global_average_pool,
     look_up,
-    quantize_dequantize,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class StoredGrid:
-    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
-
-    scale: Tensor
-    zero_point: Tensor
-    low: int
-    high: int
-
-
-def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_bytes: bool = False) -> StoredGrid:
-    """The form of an activation's grid in a file: the same values, perhaps under shifted integers.
-
-    A signed format moves up by 2^(bits-1) to unsigned bytes, since signed ones fall back to float on some engines;
-    with `signed_bytes` it stays, for engines that a zero point slows down. Behind a ReLU (`non_negative`) the levels
-    below zero are never used; they are dropped, so that 0 is the lowest level and an engine sees that saturation is
-    the ReLU.
-    """
-    if not isinstance(grid.scheme.granularity, PerTensor):
-        raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
-    check_bits(grid.scheme.bits, name)
-    if not isinstance(grid.scheme.grid, Uniform) or grid.scheme.quant_max - grid.scheme.quant_min > 255:
-        raise UnsupportedError(f"{name}: activations of {grid.scheme} have no exported form; use a uniform grid")
-    zero = int(grid.zero_point)
-    low, high = grid.scheme.quant_min, grid.scheme.quant_max
-    stays_signed = grid.scheme.signed and signed_bytes and not non_negative
-    base = zero if non_negative else min(low, zero)
-    if grid.scheme.signed and not non_negative:
-        base = 0 if stays_signed else min(-(1 << (grid.scheme.bits - 1)), zero)
-    if high - base > 255:
-        raise UnsupportedError(f"{name}: zero point {zero} and levels to {high} do not fit one byte; use fewer bits")
-    return StoredGrid(
-        scale=grid.scale.detach().clone().float(),
-        zero_point=torch.tensor(zero - base, dtype=torch.int8 if stays_signed else torch.uint8),
-        low=(low if stays_signed else max(low, base)) - base,
-        high=high - base,
-    )
-
-
-def activation_quantizer(
-    grid: QParams | DynamicRange, *, non_negative: bool, name: str, signed_bytes: bool = False
-) -> nn.Module:
-    """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
-    if isinstance(grid, QParams):
-        stored = store_activation(grid, non_negative=non_negative, name=name, signed_bytes=signed_bytes)
-        return ActivationQuantizer(stored)
-    if grid.scheme != Scheme(signed=False, symmetric=False):
-        raise UnsupportedError(
-            f"{name}: a file holds dynamic ranges as unsigned asymmetric bytes with one scale, not as {grid.scheme}; "
-            "use such a target (onnxruntime-x86), or the quantizer `fixed`"
-        )
-    return DynamicActivationQuantizer()
-
-
-@final
-class ActivationQuantizer(nn.Module):
-    """x → integers → x̂, with constants."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, grid: StoredGrid) -> None:
-        super().__init__()
-        self.register_buffer("scale", grid.scale)
-        self.register_buffer("zero_point", grid.zero_point)
-        self.low, self.high = grid.low, grid.high
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: any."""
-        y: Tensor = quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
-        return y
-
-
-@final
-class DynamicActivationQuantizer(nn.Module):
-    """x → integers → x̂, with the range of x."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: any."""
-        y: Tensor = dynamic_quantize_dequantize(x)
-        return y
 
 
 @final
@@ -152,14 +64,20 @@ class IntegerWeight(nn.Module):
 
 @final
 class CodebookWeight(nn.Module):
-    """A weight as indices into a table of float values, and a float bias: an engine computes with it in float."""
+    """A weight as indices into a table of float values: an engine computes with it in float.
+
+    The bias is integers too, of a fine scale, and always there: between a DequantizeLinear and a QuantizeLinear, ONNX
+    Runtime quantizes float weights to 8 bits of its own accord, unless their bias is the result of an op.
+    """
 
     q: Tensor
     table: Tensor
     scale: Tensor
-    float_bias: Tensor
+    bias_q: Tensor
+    bias_scale: Tensor
+    bias_zero_point: Tensor
 
-    def __init__(self, weight: Tensor, grid: QParams, bias: Tensor | None, *, name: str) -> None:
+    def __init__(self, weight: Tensor, grid: QParams, bias: Tensor, *, name: str) -> None:
         super().__init__()
         check_bits(grid.scheme.bits, name)
         found = grid.quantize(weight.detach())
@@ -172,7 +90,9 @@ class CodebookWeight(nn.Module):
         self.register_buffer("q", found.to(torch.uint8))
         self.register_buffer("table", values.detach().float())
         self.register_buffer("scale", grid.scale.detach().float())
-        self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias_scale", fine_scale(bias))
+        self.register_buffer("bias_q", integer_bias(bias, self.bias_scale))
+        self.register_buffer("bias_zero_point", torch.zeros_like(self.bias_q[0]))
 
     def weight(self) -> Tensor:
         """The weight's values."""
@@ -185,18 +105,30 @@ class CodebookWeight(nn.Module):
         return values * scale
 
     def bias(self) -> Tensor | None:
-        """The bias, as it is."""
-        return self.float_bias
+        """The bias on its fine grid."""
+        bias: Tensor = dequantize(self.bias_q, self.bias_scale, self.bias_zero_point, 0, 0)
+        return bias
+
+
+def fine_scale(bias: Tensor) -> Tensor:
+    """A power of two, a scalar: whole multiples of it are float32 values and round a bias by 2^-24 of the largest."""
+    largest = bias.detach().abs().max().float().clamp(min=torch.finfo(torch.float32).tiny * 2.0**24)
+    return torch.exp2(largest.log2().floor() - 22)
+
+
+def in_a_byte(grid: QParams) -> bool:
+    """Whether a byte holds every level of a weight's grid, so that an engine computes with the integers."""
+    low, high = grid.scheme.quant_min, grid.scheme.quant_max
+    return grid.codebook is None and -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255)
 
 
 def deployed_weight(
-    weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, name: str
+    weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, channels: int, name: str
 ) -> IntegerWeight | CodebookWeight:
     """The form of a weight in a file: integers where a byte holds its levels, else indices into a table."""
-    low, high = grid.scheme.quant_min, grid.scheme.quant_max
-    if grid.codebook is not None or not -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255):
-        return CodebookWeight(weight, grid, bias, name=name)
-    return IntegerWeight(weight, grid, bias, input_scale, name=name)
+    if in_a_byte(grid):
+        return IntegerWeight(weight, grid, bias, input_scale, name=name)
+    return CodebookWeight(weight, grid, weight.new_zeros(channels) if bias is None else bias, name=name)
 
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:

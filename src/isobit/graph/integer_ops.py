@@ -21,6 +21,22 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tens
     return torch.empty_like(x)
 
 
+@torch.library.custom_op("isobit::quantize_to_levels", mutates_args=())
+def quantize_to_levels(
+    x: Tensor, quarter: Tensor, half: Tensor, offset: Tensor, table: Tensor, scale: Tensor, zero_point: Tensor
+) -> Tensor:
+    """(table[clip(rint((x - s / 4) / (s / 2)) + offset, 0, 255)] - z) · s: Sub, QuantizeLinear, Gather, Dequantize."""
+    index = ((x - quarter) / half).round_().add_(offset.to(x.dtype)).clamp_(0, 255)
+    return (table[index.to(torch.int32)].to(x.dtype) - zero_point.to(x.dtype)).mul_(scale)
+
+
+@quantize_to_levels.register_fake
+def _(
+    x: Tensor, quarter: Tensor, half: Tensor, offset: Tensor, table: Tensor, scale: Tensor, zero_point: Tensor
+) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("isobit::dynamic_quantize_dequantize", mutates_args=())
 def dynamic_quantize_dequantize(x: Tensor) -> Tensor:
     """Unsigned bytes over the range of x itself, widened to hold 0: DynamicQuantizeLinear, DequantizeLinear."""

@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from isobit.graph.attention import Attention
-from isobit.graph.deployed import ActivationQuantizer, DynamicActivationQuantizer, GlobalAveragePool
+from isobit.graph.deployed import GlobalAveragePool
+from isobit.graph.deployed_activations import ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer
 from isobit.graph.names import function_name
 from isobit.graph.slots import Slot
 
@@ -92,7 +93,7 @@ MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] =
     (pooling._MaxPoolNd, "max_pool"),
     (pooling._AdaptiveMaxPoolNd, "max_pool"),
     (GlobalAveragePool, "global_avg_pool"),
-    ((Slot, ActivationQuantizer, DynamicActivationQuantizer), "quantize"),
+    ((Slot, ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer), "quantize"),
     (pooling._AvgPoolNd, "avg_pool"),
     (pooling._AdaptiveAvgPoolNd, "avg_pool"),
     (nn.Upsample, "interpolate"),

@@ -114,6 +114,11 @@ class Reference:
                 return {node.outputs[0]: replace(x, q=q)}
             case "integers":
                 return self._on_integers(step, env)
+            case "looked_up":
+                table, index = self._tensor(node.inputs[0], env), self._tensor(node.inputs[1], env)
+                assert table is not None and index is not None
+                limits = torch.iinfo(table.dtype)
+                return {node.outputs[0]: Integers(table[index.long()].float(), limits.min, limits.max)}
             case "float":
                 given: Inputs = [self._tensor(name, env) for name in node.inputs]
                 return dict(zip(filter(None, node.outputs), evaluate(node, given, self.graph.opset), strict=False))

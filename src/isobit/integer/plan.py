@@ -24,7 +24,7 @@ FUSES = frozenset(
 )  # fmt: skip
 """Ops with integer kernels."""
 
-Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "travel", "integers", "float"]
+Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "travel", "integers", "looked_up", "float"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,6 +36,7 @@ class Step:
       where that was carried back, its dequantized view. `limits` are the levels that absorbed activations allow
     - `to_float`: integers are multiplied and the sum is dequantized, without rounding to a grid
     - `travel`: moves integers that keep their format; `integers`: an op on the integers themselves (Clip)
+    - `looked_up`: integers are indices into a table of integers
     - `float`: all else
     """
 
@@ -98,6 +99,9 @@ class Plan:
         if node.inputs and node.inputs[0] in self._integers:
             self._integers.update(node.outputs)
             return Step(node, "integers")
+        if node.op == "Gather" and node.inputs[0] in self.graph.constants and node.inputs[1] in self._integers:
+            self._integers.update(node.outputs)
+            return Step(node, "looked_up")
         if node.op in TRAVELS and node.inputs[0] in self.formats:
             self.formats |= dict.fromkeys(node.outputs, self.formats[node.inputs[0]])
             return Step(node, "travel")

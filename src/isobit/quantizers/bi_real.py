@@ -13,7 +13,7 @@ from isobit.core.grid import MidRise, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
+from isobit.quantizers.protocol import Role, half_of_range, loads_into_fresh, require_calibrated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class BiRealQuantizer(nn.Module):
 
     def calibrate(self, qparams: QParams) -> None:
         """Weights start at half of the observed range, mean|w| with `mean_abs`; the scale of activations is 1."""
-        observed = (qparams.range()[1] / 2).detach().clamp(min=SMALLEST_SCALE)
+        observed = half_of_range(qparams)
         self.scale = torch.ones_like(observed) if self.role == "activation" else observed.clone()
         self.zero_point = torch.zeros_like(observed, dtype=torch.int32)
 

@@ -13,7 +13,7 @@ from isobit.core.grid import MidRise, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
+from isobit.quantizers.protocol import Role, half_of_range, loads_into_fresh, require_calibrated
 
 WeightGradient = Literal["straight_through", "xnor"]
 
@@ -90,7 +90,7 @@ class BwnQuantizer(nn.Module):
 
     def calibrate(self, qparams: QParams) -> None:
         """Start at half of the observed range: mean|w| with the observer `mean_abs`."""
-        self.scale = (qparams.range()[1] / 2).detach().clone().clamp(min=SMALLEST_SCALE)
+        self.scale = half_of_range(qparams)
         self.zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
 
     def forward(self, w: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ class Dynamic:
     observer: ClassVar[str] = "min_max"
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> "DynamicQuantizer":
-        """Raises UnsupportedError for a sign that depends on data, which changes from input to input, and for draws."""
-        del role
+        """Raises UnsupportedError for weights, for a sign that depends on data, and for stochastic rounding."""
+        if role == "weight":
+            raise UnsupportedError("a weight's range is known before the network runs: use `fixed` for weights")
         if scheme.adapt_sign:
             raise UnsupportedError("dynamic ranges need a fixed sign: use a scheme without adapt_sign")
         if isinstance(scheme.rounding, Stochastic):

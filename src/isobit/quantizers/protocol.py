@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from isobit.core.errors import CalibrationError
-from isobit.core.qparams import DynamicRange, QParams
+from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.rounding import Stochastic, round_to_integer
 from isobit.core.scheme import Scheme
 
@@ -91,6 +91,11 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
 def settled(scheme: Scheme, *, signed: bool) -> Scheme:
     """The scheme once calibration has seen the sign; an unsigned one has no level to leave out."""
     return replace(scheme, adapt_sign=False, signed=signed, narrow=scheme.narrow and signed)
+
+
+def half_of_range(qparams: QParams) -> Tensor:
+    """Half of the observed range, of the shape of the scale: mean|x| with the observer `mean_abs` at 1 and 2 bits."""
+    return (qparams.range()[1] / 2).detach().clamp(min=SMALLEST_SCALE)
 
 
 def rounded(u: Tensor, noise: Tensor | None, *, mid_rise: bool = False) -> Tensor:

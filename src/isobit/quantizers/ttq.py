@@ -13,7 +13,7 @@ from isobit.core.grid import Codebook, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, QParams
 from isobit.core.rounding import HalfEven
 from isobit.core.scheme import PowerOfTwo, Scheme
-from isobit.quantizers.protocol import Role, loads_into_fresh, require_calibrated
+from isobit.quantizers.protocol import Role, half_of_range, loads_into_fresh, require_calibrated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ class TtqQuantizer(nn.Module):
 
     def calibrate(self, qparams: QParams) -> None:
         """Start both scales at half of the observed range."""
-        start = (qparams.range()[1] / 2).detach().clamp(min=SMALLEST_SCALE)
+        start = half_of_range(qparams)
         self.positive.data, self.negative.data = start.clone(), start.clone()
 
     def forward(self, w: Tensor) -> Tensor:

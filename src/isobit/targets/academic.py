@@ -15,6 +15,5 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     arithmetic=FLOAT32,
     engines=("onnxruntime", "openvino"),
-    bias_bits=None,
     fold_bn=False,
 )
