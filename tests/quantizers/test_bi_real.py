@@ -10,14 +10,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.bi_real import BiReal, BiRealQuantizer
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 
 
 def calibrated(scheme: Scheme, x: torch.Tensor, *, role: Role) -> BiRealQuantizer:
-    quantizer = BiReal().build(scheme, role=role)
-    observer = OBSERVERS[BiReal.observer]().build(quantizer.scheme)
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(BiReal().build(scheme, role=role), OBSERVERS[BiReal.observer](), x)
 
 
 def test_the_gradient_of_activations_is_the_slope_of_a_spline_from_minus_one_to_one() -> None:

@@ -10,14 +10,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.bwn import Bwn, BwnQuantizer
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 
 
 def calibrated(settings: Bwn, scheme: Scheme, w: torch.Tensor) -> BwnQuantizer:
-    quantizer = settings.build(scheme, role="weight")
-    observer = OBSERVERS[Bwn.observer]().build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(scheme, role="weight"), OBSERVERS[Bwn.observer](), w)
 
 
 def test_no_other_scale_and_sign_come_closer_to_the_filter() -> None:

@@ -15,15 +15,12 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import MinMax, Mse
 from isobit.quantizers.dorefa import DoReFa
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 from quantizers.closed_forms.dorefa import CASES, expected
 
 
 def calibrated(settings: DoReFa, scheme: Scheme, role: Role, x: Tensor) -> nn.Module:
-    quantizer = settings.build(scheme, role=role)
-    observer = MinMax().build(quantizer.scheme)  # type: ignore[arg-type]
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())  # type: ignore[operator]
-    return quantizer
+    return observed(settings.build(scheme, role=role), MinMax(), x)
 
 
 @pytest.mark.parametrize("name", CASES)

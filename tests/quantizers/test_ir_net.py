@@ -12,14 +12,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.ir_net import IrNet, IrNetQuantizer
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 
 
 def calibrated(settings: IrNet, scheme: Scheme, x: torch.Tensor, *, role: Role) -> IrNetQuantizer:
-    quantizer = settings.build(scheme, role=role)
-    observer = OBSERVERS[IrNet.observer]().build(quantizer.scheme)
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(scheme, role=role), OBSERVERS[IrNet.observer](), x)
 
 
 def entropy(signs: torch.Tensor) -> float:

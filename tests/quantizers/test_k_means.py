@@ -11,14 +11,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers.centroids import Centroids
 from isobit.quantizers.k_means import KMeans, KMeansQuantizer
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 
 
 def calibrated(w: torch.Tensor, *, bits: int, iterations: int = 300) -> KMeansQuantizer:
-    quantizer = KMeans().build(Scheme(bits=bits), role="weight")
-    observer = Centroids(iterations=iterations).build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(KMeans().build(Scheme(bits=bits), role="weight"), Centroids(iterations=iterations), w)
 
 
 def test_lloyd_lowers_the_error_of_the_linear_start() -> None:

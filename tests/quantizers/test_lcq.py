@@ -15,16 +15,13 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.lcq import Lcq, LcqQuantizer, compress, expand_levels
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 
 gradients: Any = importlib.import_module("gradient_table")
 
 
 def calibrated(w: torch.Tensor, scheme: Scheme, settings: Lcq | None = None) -> LcqQuantizer:
-    quantizer = (settings or Lcq()).build(scheme, role="weight")
-    observer = OBSERVERS[Lcq.observer]().build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed((settings or Lcq()).build(scheme, role="weight"), OBSERVERS[Lcq.observer](), w)
 
 
 def test_two_intervals_by_hand() -> None:

@@ -11,17 +11,14 @@ from isobit.core.qparams import QParams, qparams_of_range
 from isobit.core.scheme import Scheme
 from isobit.observers import MeanStd, Mse
 from isobit.quantizers.lsq_plus import LsqPlus, LsqPlusQuantizer
+from quantizers.calibrating import observed
 from quantizers.closed_forms.lsq_plus import CASES, expected
 
 ASYMMETRIC = Scheme(bits=4, signed=False, symmetric=False)
 
 
 def calibrated(x: Tensor, scheme: Scheme = ASYMMETRIC, *, role: str = "activation") -> LsqPlusQuantizer:
-    quantizer = LsqPlus().build(scheme, role=role)  # type: ignore[arg-type]
-    observer = Mse().build(scheme)
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(LsqPlus().build(scheme, role=role), Mse(), x)  # type: ignore[arg-type]
 
 
 def swish(count: int = 4096) -> Tensor:

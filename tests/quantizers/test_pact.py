@@ -13,15 +13,12 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import MinMax
 from isobit.quantizers.pact import Pact, PactQuantizer
 from isobit.quantizers.protocol import Role
+from quantizers.calibrating import observed
 from quantizers.closed_forms.pact import CASES, expected
 
 
 def calibrated(settings: Pact, scheme: Scheme, role: Role, x: Tensor) -> PactQuantizer:
-    quantizer = settings.build(scheme, role=role)
-    observer = MinMax().build(quantizer.scheme)
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(scheme, role=role), MinMax(), x)
 
 
 def data(scheme: Scheme, *shape: int) -> Tensor:

@@ -12,15 +12,12 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import MinMax
 from isobit.quantizers.protocol import Role
 from isobit.quantizers.qil import Qil
+from quantizers.calibrating import observed
 from quantizers.closed_forms.qil import CASES, expected
 
 
 def calibrated(settings: Qil, scheme: Scheme, role: Role, x: Tensor) -> nn.Module:
-    quantizer = settings.build(scheme, role=role)
-    observer = MinMax().build(quantizer.scheme)  # type: ignore[arg-type]
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())  # type: ignore[operator]
-    return quantizer
+    return observed(settings.build(scheme, role=role), MinMax(), x)
 
 
 def moved(quantizer: nn.Module, *, center: float, distance: float) -> nn.Module:

@@ -13,15 +13,12 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import Mse
 from isobit.quantizers.protocol import Role
 from isobit.quantizers.sawb import Sawb, SawbQuantizer, clipping_level
+from quantizers.calibrating import observed
 from quantizers.closed_forms.sawb import CASES, PUBLISHED, expected
 
 
 def calibrated(settings: Sawb, scheme: Scheme, w: Tensor) -> SawbQuantizer:
-    quantizer = settings.build(scheme, role="weight")
-    observer = Mse().build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(scheme, role="weight"), Mse(), w)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,15 +15,12 @@ from isobit.core.rounding import HalfAway
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import MinMax
 from isobit.quantizers.tqt import Tqt, TqtQuantizer
+from quantizers.calibrating import observed
 from quantizers.closed_forms.tqt import CASES, expected
 
 
 def calibrated(x: Tensor, scheme: Scheme) -> TqtQuantizer:
-    quantizer = Tqt().build(scheme)
-    observer = MinMax().build(quantizer.scheme)
-    observer.see(x)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(Tqt().build(scheme), MinMax(), x)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,14 +10,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.protocol import Role
 from isobit.quantizers.ttq import Ttq, TtqQuantizer
+from quantizers.calibrating import observed
 
 
 def calibrated(settings: Ttq, w: torch.Tensor) -> TtqQuantizer:
-    quantizer = settings.build(Scheme(bits=2), role="weight")
-    observer = OBSERVERS[Ttq.observer]().build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(Scheme(bits=2), role="weight"), OBSERVERS[Ttq.observer](), w)
 
 
 def test_both_scales_start_at_the_mean_magnitude() -> None:

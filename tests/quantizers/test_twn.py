@@ -12,14 +12,11 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers import OBSERVERS
 from isobit.quantizers.protocol import Role
 from isobit.quantizers.twn import Twn, TwnQuantizer
+from quantizers.calibrating import observed
 
 
 def calibrated(settings: Twn, scheme: Scheme, w: torch.Tensor) -> TwnQuantizer:
-    quantizer = settings.build(scheme, role="weight")
-    observer = OBSERVERS[Twn.observer]().build(quantizer.scheme)
-    observer.see(w)
-    quantizer.calibrate(observer.qparams())
-    return quantizer
+    return observed(settings.build(scheme, role="weight"), OBSERVERS[Twn.observer](), w)
 
 
 def test_of_normal_weights_42_percent_become_zero() -> None:
