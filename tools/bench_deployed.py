@@ -1,4 +1,4 @@
-"""Trained networks as they are deployed: the same top-1 in simulation and engine, the certificate, the size of the file.
+"""Trained networks as they are deployed: top-1 in simulation and engine, the certificate, the size of the file.
 
     python tools/bench_deployed.py runs/cifar10/lsq-w4a4-academic-seed0 [more folders] [--images 10000]
 

@@ -231,7 +231,7 @@ def check_mean_abs(q: QParams, batches: list[Array]) -> None:
         assert_range(q, -reach if scheme.signed else 0.0, reach)
         return
     length = reach / positive * (scheme.quant_max - scheme.quant_min)
-    low = max(min(x.min(), 0.0), -length)
+    low = -length * max(-x.min(), 0.0) / (max(-x.min(), 0.0) + max(x.max(), 0.0))
     assert_range(q, low, low + length)
 
 

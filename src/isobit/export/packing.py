@@ -34,7 +34,7 @@ def write_look_ups(model: ir.Model, names: Iterable[str]) -> None:
         index = model.graph.initializers.get(name)
         if index is None:
             continue
-        for node, _ in list(index.uses()):
+        for node in [user for user, _ in index.uses()]:
             readers = [reader for reader, _ in node.outputs[0].uses()]
             if node.op_type == "DequantizeLinear" and readers and all(r.op_type == "Cast" for r in readers):
                 node.outputs[0].replace_all_uses_with(index)

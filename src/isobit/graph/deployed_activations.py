@@ -10,7 +10,7 @@ from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import nearest_level
 from isobit.core.granularity import PerTensor
 from isobit.core.grid import Uniform
-from isobit.core.qparams import DynamicRange, QParams
+from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.scheme import Scheme
 from isobit.graph.integer_ops import check_bits, dynamic_quantize_dequantize, quantize_dequantize, quantize_to_levels
 
@@ -95,7 +95,8 @@ class LevelQuantizer(nn.Module):
     """x → the nearest of some levels → x̂: rounded to half steps first, of which a table of bytes says the level.
 
     Every middle between two integer levels is a multiple of half a step. Index k of the table therefore stands for
-    what lies between k and k + 1 half steps: k = rint((x - s / 4) / (s / 2)).
+    what lies between k and k + 1 half steps: k = rint((x - s / 4) / (s / 2)). Two levels alone, signs, are told apart
+    at 0 itself, by steps so small that the bytes saturate: beside s / 4 the sign of a small x would be lost.
     """
 
     scale: Tensor
@@ -118,8 +119,9 @@ class LevelQuantizer(nn.Module):
         scale = grid.scale.detach().clone().float()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.tensor(-base, dtype=torch.uint8))
-        self.register_buffer("half_step", scale / 2)
-        self.register_buffer("quarter_step", scale / 4)
+        signs = levels == (-1, 1)
+        self.register_buffer("half_step", torch.full_like(scale, SMALLEST_SCALE) if signs else scale / 2)
+        self.register_buffer("quarter_step", torch.zeros_like(scale) if signs else scale / 4)
         self.register_buffer("offset", torch.tensor(offset, dtype=torch.uint8))
         self.register_buffer("table", (nearest - base).to(torch.uint8))
 

@@ -40,7 +40,7 @@ class MeanAbsObserver:
     """s = 2 mean|x| / sqrt(Q), where Q is the number of positive levels, at least 1.
 
     On a uniform grid Q is the highest level, as in the paper; other grids reach as far as a uniform one of as many
-    levels. An asymmetric range begins at the lowest value seen, as far as its length allows.
+    levels. An asymmetric range of that length has as large a part below 0 as the range seen.
     Batches add up in float64; their order moves its last bits, and the scale is float32.
     """
 
@@ -63,5 +63,6 @@ class MeanAbsObserver:
         if scheme.symmetric:
             return self._seen.qparams(-scale * positive if scheme.signed else torch.zeros_like(scale), scale * positive)
         length = scale * (scheme.quant_max - scheme.quant_min)
-        low = torch.maximum(self._seen.low.double().clamp(max=0), -length)
+        below, above = -self._seen.low.double().clamp(max=0), self._seen.high.double().clamp(min=0)
+        low = -length * below / (below + above).clamp(min=torch.finfo(torch.float64).tiny)
         return self._seen.qparams(low, low + length)

@@ -35,7 +35,8 @@ class Recipe:
     or a table of its settings that holds the name: `{ name = "slb", begin = 0.2 }`.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
-    process has batch statistics of its own (4*).
+    process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
+    logarithmic one, round at random in training.
     """
 
     target: str
@@ -53,6 +54,7 @@ class Recipe:
     layer_bits: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
     bn_fold: int | None = None
     bn_synchronized: bool = True
+    stochastic_rounding: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class Recipe:
             rules=self.rules(),
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
+            stochastic_rounding=self.stochastic_rounding,
         )
 
     def observation(self) -> Observation:

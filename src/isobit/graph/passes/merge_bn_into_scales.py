@@ -121,6 +121,8 @@ def _turned(
         table = torch.cat((grid.codebook, -grid.codebook)) if bool((f < 0).any()) else grid.codebook
         table = torch.cat((table, table.new_zeros(int(faint.any())))).unique()  # type: ignore[no-untyped-call]
         bits = max((len(table) - 1).bit_length(), 1)
+        if bits > 8:
+            return "its factor for a channel is 0 or negative, and a codebook of 8 bits has no room for the negatives"
         return torch.searchsorted(table, values.contiguous()), replace(scheme, bits=bits, signed=True), table
     turned = q * along
     if set(turned.flatten().tolist()) <= set(scheme.levels):
