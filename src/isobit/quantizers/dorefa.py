@@ -24,6 +24,9 @@ WIDEST_MID_RISE = 7
 class DoReFa:
     """Settings of DoReFa-Net. `zero_level` puts tanh-normalised weights on the ordinary integer grid, as MQBench does.
 
+    Without `unit_range`, tanh(w) keeps its range in place of the paper's [-1, 1]. That is for weights whose magnitude
+    counts: with a batch norm folded into them (strategies 0 to 4), or with none behind. Under strategy 4 a fixed range
+    lets the running statistics drift for ever: what is divided by them does not depend on them.
     The paper's grid of weights, the odd integers over 2^b - 1, has no zero, and from 8 bits on its levels do not fit
     a byte. So weights of 8 bits and more, and those of a narrow or asymmetric scheme, always take the ordinary grid.
     """
@@ -31,6 +34,7 @@ class DoReFa:
     observer: ClassVar[str] = "min_max"
     stochastic_rounding: ClassVar[bool] = True
     zero_level: bool = False
+    unit_range: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> nn.Module:
         """Raises UnsupportedError for power-of-two scales, other grids or rounding, and unsigned symmetric weights."""
@@ -40,7 +44,7 @@ class DoReFa:
             raise UnsupportedError("DoReFa rounds to nearest: use a scheme with the rounding HalfEven")
         if role == "activation":
             return DoReFaActivation(_checked_activation(scheme))
-        return DoReFaWeight(self._weight_scheme(scheme))
+        return DoReFaWeight(self._weight_scheme(scheme), unit_range=self.unit_range)
 
     def _weight_scheme(self, scheme: Scheme) -> Scheme:
         if scheme.grid not in (Uniform(), MidRise()):
@@ -100,9 +104,9 @@ class DoReFaWeight(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: Scheme, *, unit_range: bool) -> None:
         super().__init__()
-        self.scheme = scheme
+        self.scheme, self.unit_range = scheme, unit_range
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
         loads_into_fresh(self)
@@ -112,13 +116,16 @@ class DoReFaWeight(nn.Module):
         low, high = (bound.detach() for bound in qparams.range())
         if self.scheme.bits > 1:
             largest = torch.maximum(low.abs(), high.abs()).max().tanh().clamp(min=SMALLEST_SCALE)
+            largest = largest if self.unit_range else torch.ones_like(largest)
             low, high = low.tanh() / largest, high.tanh() / largest
         self.scale, self.zero_point = scale_and_zero_point(low, high, self.scheme)
 
     def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """Shapes: w as calibrated; raises CalibrationError before calibration."""
         require_calibrated(self.scale)
-        x = normalise(w) if self.scheme.bits > 1 else w
+        x = w
+        if self.scheme.bits > 1:
+            x = normalise(w) if self.unit_range else torch.tanh(w)
         scale, zero_point = self.scale, self.zero_point
         if self.training:
             scale, zero_point = self._range(x.detach())
@@ -140,7 +147,7 @@ class DoReFaWeight(nn.Module):
             low, high, of_layer = -magnitude, magnitude, x.abs().mean()
         else:
             low, high = (from_blocks(bound, shape, granularity) for bound in (rows.amin(1), rows.amax(1)))
-            of_layer = torch.ones_like(high)
+            of_layer = torch.ones_like(high) if self.unit_range else high.amax().clamp(min=SMALLEST_SCALE)
         empty = (low == 0) & (
             high == 0
         )  # a channel of zeros: the paper's range, that of the layer, has no such trouble

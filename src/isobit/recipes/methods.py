@@ -2,20 +2,29 @@
 
 from dataclasses import dataclass
 
+from isobit.recipes.choice import Choice
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """Names in `QUANTIZERS`. Where a paper leaves activations in float, they are `fixed` here: 8 bits lose nothing."""
+    """Names in `QUANTIZERS`, with settings where they are not the algorithm's own.
 
-    weight: str
-    activation: str
+    Where a paper leaves activations in float, they are `fixed` here: 8 bits lose nothing.
+    """
+
+    weight: Choice
+    activation: Choice
+
+
+DOREFA_WEIGHTS: Choice = {"name": "dorefa", "unit_range": False}
+"""In their own range, so that they train under every folding of batch norm; one that is kept takes up the range."""
 
 
 METHODS: dict[str, Method] = {
     "lsq": Method("lsq", "lsq"),
     "lsq_plus": Method("lsq_plus", "lsq_plus"),
-    "dorefa": Method("dorefa", "dorefa"),
-    "pact": Method("dorefa", "pact"),
+    "dorefa": Method(DOREFA_WEIGHTS, "dorefa"),
+    "pact": Method(DOREFA_WEIGHTS, "pact"),
     "pact_sawb": Method("sawb", "pact"),
     "qil": Method("qil", "qil"),
     "dsq": Method("dsq", "dsq"),

@@ -16,6 +16,7 @@ CASES: dict[str, tuple[QuantizerSettings, Scheme, Role]] = {
     "weights of 4 bits": (DoReFa(), Scheme(bits=4), "weight"),
     "weights of 4 bits per channel": (DoReFa(), Scheme(bits=4, granularity=PerChannel(0)), "weight"),
     "weights of 4 bits with 0": (DoReFa(zero_level=True), Scheme(bits=4), "weight"),
+    "weights of 4 bits in their own range": (DoReFa(unit_range=False), Scheme(bits=4), "weight"),
     "weights of 8 bits per channel": (DoReFa(), Scheme(bits=8, granularity=PerChannel(0)), "weight"),
     "weights of 8 bits asymmetric": (DoReFa(), Scheme(bits=8, signed=False, symmetric=False), "weight"),
     "activations of 2 bits": (DoReFa(), Scheme(bits=2, signed=False), "activation"),
@@ -36,7 +37,7 @@ def expected(quantizer: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Ten
         magnitude = _per_scale(np.abs(values), scheme, np.mean)
         output, grad_x = np.where(values >= 0, 1.0, -1.0) * _float32(magnitude), grad
     else:
-        output, grad_x = weight(values, grad, scheme)
+        output, grad_x = weight(values, grad, scheme, unit_range=quantizer.unit_range)  # type: ignore[arg-type]
     return {"output": torch.from_numpy(output), "x": torch.from_numpy(grad_x)}
 
 
@@ -48,14 +49,15 @@ def activation(x: np.ndarray, grad: np.ndarray, scheme: Scheme) -> tuple[np.ndar
     return np.clip(np.round(x / step), lowest, steps) * step, grad * ((x / step > lowest) & (x / step < steps))
 
 
-def weight(w: np.ndarray, grad: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def weight(w: np.ndarray, grad: np.ndarray, scheme: Scheme, *, unit_range: bool) -> tuple[np.ndarray, np.ndarray]:
     """Equation 9 and its derivative: that of tanh(w) / max|tanh(w)| also by the largest weight itself."""
     squashed = np.tanh(w)
     where = np.unravel_index(np.abs(squashed).argmax(), w.shape)
     largest = abs(squashed[where])
-    x = squashed / largest
-    grad_squashed = grad / largest
-    grad_squashed[where] -= (grad * squashed).sum() / largest**2 * np.sign(squashed[where])
+    x = squashed / largest if unit_range else squashed
+    grad_squashed = grad / largest if unit_range else grad.copy()
+    if unit_range:
+        grad_squashed[where] -= (grad * squashed).sum() / largest**2 * np.sign(squashed[where])
     levels = 2**scheme.bits - 1
     bound = _per_scale(np.abs(x), scheme, np.max)
     if not scheme.symmetric:
