@@ -3,7 +3,8 @@
     python tools/bench_step.py [--batch 128] [--rounds 7] [--no-compile]
 
 CIFAR ResNet-20, LSQ at 4 bits, the academic setting; a step is forward, backward and SGD. A number is the median over
-the rounds of quantized time / float time, with the lowest and the highest. Exit code 1: a median above its bar.
+the rounds of quantized time / float time, with the lowest and the highest. Where torchao is installed, its PT2E step
+(8 bits, X86InductorQuantizer) runs in the same rounds. Exit code 1: a median of isobit above its bar.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import isobit
-from bench_output import Table, finish
+from bench_output import Table, finish, say
 from isobit.benchmark.models import MODELS
 
 BARS = {"eager": 1.25, "compiled": 1.15}
@@ -42,6 +43,24 @@ def networks(batch: int) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     model = isobit.prepare(net, x[:1], target="academic", bits=4, method="lsq")
     isobit.calibrate(model, [x])
     return net.train(), model.train(), x, y
+
+
+def torchao_network(x: Tensor) -> nn.Module | None:
+    """The network as torchao prepares it for quantization-aware training, or None without torchao."""
+    try:
+        from torchao.quantization.pt2e import move_exported_model_to_train
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    except ImportError:
+        say("torchao is not installed: its step is left out")
+        return None
+    torch.manual_seed(0)
+    exported = torch.export.export(MODELS["cifar10_resnet20"]().train(), (x,), strict=True).module()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
+    model: nn.Module = prepare_qat_pt2e(exported, quantizer)
+    move_exported_model_to_train(model)
+    return model
 
 
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> list[dict[str, float]]:
@@ -73,18 +92,26 @@ def main(arguments: list[str]) -> int:
         float_too, quantized_too, _, _ = networks(options.batch)
         steps["compiled float"] = stepper(torch.compile(float_too), x, y)
         steps["compiled quantized"] = stepper(torch.compile(quantized_too), x, y)
+    if (rival := torchao_network(x)) is not None:
+        steps["eager torchao"] = stepper(rival, x, y)
+        if not options.no_compile:
+            steps["compiled torchao"] = stepper(torch.compile(torchao_network(x)), x, y)
     found = measure(steps, options.rounds)
     rows, missed = [], []
     for way, bar in BARS.items():
         if f"{way} float" not in steps:
             continue
-        ratios = [t[f"{way} quantized"] / t[f"{way} float"] for t in found]
-        ms = [1000 * median(t[f"{way} {which}"] for t in found) for which in ("float", "quantized")]
-        middle = median(ratios)
-        spread = f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        rows.append((way, f"{ms[0]:.0f}", f"{ms[1]:.0f}", spread, f"{bar}"))
-        missed += [f"{way}: {middle:.2f}, bar {bar}"] if middle > bar else []
-    columns = ("", "float ms", "quantized ms", "quantized / float", "bar")
+        for name in ("quantized", "torchao"):
+            if f"{way} {name}" not in steps:
+                continue
+            ratios = [t[f"{way} {name}"] / t[f"{way} float"] for t in found]
+            ms = [1000 * median(t[f"{way} {which}"] for t in found) for which in ("float", name)]
+            middle, ours = median(ratios), name == "quantized"
+            spread = f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+            who = "isobit, LSQ W4A4" if ours else "torchao PT2E, W8A8"
+            rows.append((way, who, f"{ms[0]:.0f}", f"{ms[1]:.0f}", spread, f"{bar}" if ours else ""))
+            missed += [f"{way}: {middle:.2f}, bar {bar}"] if ours and middle > bar else []
+    columns = ("", "", "float ms", "quantized ms", "quantized / float", "bar")
     table = Table(title=f"Training step, ResNet-20, batch {options.batch}", columns=columns, rows=tuple(rows))
     return finish([table], json_file=None, records=[], failed=missed)
 

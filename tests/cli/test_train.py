@@ -1,6 +1,7 @@
 """`isobit train` and `isobit bench`: what they write, how a run goes on, and what they refuse."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_from_a_float_network_to_a_verified_file(tmp_path: Path) -> None:
     assert certificate.verdict == "exact"
     again = json.loads(invoke(f"train {path} -o {tmp_path / 'lsq'} --json").stdout)
     assert again["integers_sha256"] == trained["integers_sha256"]
+    assert again["file_sha256"] == sha256((tmp_path / "lsq" / "net.onnx").read_bytes()).hexdigest()
+    assert again["file_bytes"] == (tmp_path / "lsq" / "net.onnx").stat().st_size
+    assert {"isobit", "torch", "lightning", "python"} <= again["versions"].keys()
 
 
 def test_a_run_that_does_not_converge_has_a_code_of_its_own(tmp_path: Path) -> None:

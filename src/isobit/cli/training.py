@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -21,6 +22,7 @@ from isobit.core.errors import UnsupportedError
 from isobit.core.files import write_json
 from isobit.core.weights import save_weights
 from isobit.recipes.codec import encode, read_recipe
+from isobit.recipes.run import versions
 from isobit.recipes.training import TrainingRecipe
 from isobit.recipes.workflow import export, prepare_with_recipe
 
@@ -152,16 +154,21 @@ def written(model: nn.Module, folder: Path) -> Artifact | None:
 
 def as_json(result: Trained) -> dict[str, Any]:
     """The record of the run for programs."""
-    r = result.record
+    r, file = result.record, result.artifact
     return {
         "recipe": encode(result.recipe),
+        "seed": result.recipe.training.seed,
+        "versions": versions() | {"lightning": version("lightning")},
+        "threads": torch.get_num_threads(),
         "not_converged": r.not_converged,
         "seconds": r.seconds,
         "epochs": [encode(e) for e in r.epochs],
         "last": None if r.last is None else r.last.accuracy,
         "best": None if r.best is None else r.best.accuracy,
         "not_exported": result.not_exported,
-        "integers_sha256": None if result.artifact is None else result.artifact.integers_sha256,
+        "integers_sha256": None if file is None else file.integers_sha256,
+        "file_sha256": None if file is None else file.sha256,
+        "file_bytes": None if file is None else file.path.stat().st_size,
     }
 
 
