@@ -29,7 +29,8 @@ class Slb:
     starts at the weights, and the levels are times the calibrated scale. Without, as in the paper, it starts at random
     and the levels are linspace(-1, 1, 2^b): the weights are thrown away, and a batch norm behind the layer has to give
     its output a scale. Either way no gradient reaches the float weights, so a batch norm is kept, or merged before the
-    training (`bn_fold` -1 or 0).
+    training (`bn_fold` -1 or 0). The logits' learning rate is `learning_rate_scale` times that of weights (None: the
+    training's own factor): a short search has to move them further in each step.
     """
 
     observer: ClassVar[str] = "mse"
@@ -38,6 +39,7 @@ class Slb:
     begin: float = 0.4
     freeze: float = 0.9
     pretrained: bool = True
+    learning_rate_scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.softest <= (self.softest if self.sharpest is None else self.sharpest):
@@ -90,6 +92,7 @@ class SlbQuantizer(nn.Module):
     def __init__(self, scheme: Scheme, *, settings: Slb) -> None:
         super().__init__()
         self.scheme, self.settings = scheme, settings
+        self.learning_rate_scale = settings.learning_rate_scale
         self.logits = nn.Parameter(torch.empty(0))
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
