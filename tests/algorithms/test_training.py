@@ -106,6 +106,11 @@ def test_learning_rates() -> None:
     assert factor(55) == pytest.approx(0.5)
     assert factor(100) == pytest.approx(0.0)
     assert factor(70, "constant") == 1.0
+    assert factor(55, "poly") == pytest.approx(0.25)
+    ends = {"steps": 100, "warmup": 10, "first": 0.1, "last": 0.01}
+    assert learning_rate_factor(0, schedule="poly", **ends) == pytest.approx(0.1 + 0.9 / 11)
+    assert learning_rate_factor(55, schedule="cosine", **ends) == pytest.approx(0.505)
+    assert learning_rate_factor(100, schedule="poly", **ends) == pytest.approx(0.01)
 
 
 def test_quantizers_have_groups_of_their_own() -> None:

@@ -23,9 +23,10 @@ def optimization(
     else:
         optimizer = torch.optim.AdamW(groups, lr=s.learning_rate)
     steps, warmup = s.epochs * steps_per_epoch, s.warmup_epochs * steps_per_epoch
+    first, last = s.first_learning_rate / s.learning_rate, s.last_learning_rate / s.learning_rate
 
     def factor(step: int) -> float:
-        return learning_rate_factor(step, steps=steps, warmup=warmup, schedule=s.schedule)
+        return learning_rate_factor(step, steps=steps, warmup=warmup, schedule=s.schedule, first=first, last=last)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -48,10 +49,16 @@ def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any
     return groups + [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in found.items() if ps]
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: float, schedule: str) -> float:
-    """What the learning rate is multiplied with: linear over the warm-up, then constant or half a cosine."""
+def learning_rate_factor(
+    step: int, *, steps: int, warmup: float, schedule: str, first: float = 0.0, last: float = 0.0
+) -> float:
+    """What the learning rate is multiplied with: linear over the warm-up, then by the schedule.
+
+    With t from 0 to 1 over the steps behind the warm-up: `cosine` last + (1 - last) (1 + cos(π t)) / 2, `poly`
+    last + (1 - last) (1 - t)², `constant` 1. `first` and `last` are parts of the learning rate.
+    """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1.0)))
+        return first + (1.0 - first) * (step + 1) / (warmup + 1)
+    t = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    shape = {"constant": 1.0, "cosine": 0.5 * (1.0 + math.cos(math.pi * t)), "poly": (1.0 - t) ** 2}[schedule]
+    return shape if schedule == "constant" else last + (1.0 - last) * shape

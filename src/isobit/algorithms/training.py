@@ -34,7 +34,8 @@ class TrainingData(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """The training recipe. Rates are per step, `warmup_epochs` may be a fraction; `cosine` ends at 0.
+    """The training recipe. Rates are per step, `warmup_epochs` may be a fraction. A warm-up
+    starts at `first_learning_rate`; the schedules `cosine` and `poly`, (1 - t)², end at `last_learning_rate`.
 
     Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
     their algorithm says otherwise.
@@ -64,6 +65,8 @@ class Training:
     weight_decay: float = 1e-4
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
+    first_learning_rate: float = 0.0
+    last_learning_rate: float = 0.0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
@@ -85,7 +88,7 @@ class Training:
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("sgd", "adamw"))
-        _one_of("schedule", self.schedule, ("cosine", "constant"))
+        _one_of("schedule", self.schedule, ("cosine", "poly", "constant"))
         positive = {"learning_rate": self.learning_rate, "temperature": self.temperature}
         for name, value in positive.items():
             if not value > 0:
@@ -94,6 +97,9 @@ class Training:
             raise SettingError(f"epochs has to be at least 1, got {self.epochs}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise SettingError(f"warmup_epochs has to be from 0 to below epochs, got {self.warmup_epochs}")
+        for name, rate in (("first", self.first_learning_rate), ("last", self.last_learning_rate)):
+            if not 0 <= rate <= self.learning_rate:
+                raise SettingError(f"{name}_learning_rate has to be from 0 to learning_rate, got {rate}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingError(f"ema_decay has to lie between 0 and 1, got {self.ema_decay}")
         if self.curvature_epochs < 0:

@@ -40,7 +40,7 @@ METHODS: dict[str, Method] = {
     "lcq": Method("lcq", "lsq"),
     "n2uq": Method("n2uq", "lsq"),
     "abc_net": Method("abc_net", "lsq"),
-    "slb": Method("slb", "lsq"),
+    "slb": Method({"name": "slb", "learning_rate_scale": 300.0}, "lsq"),  # for short searches from pretrained weights
     "inq": Method("inq", "fixed"),
     "bi_real": Method("bi_real", "bi_real"),
 }
