@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from isobit.core.errors import SettingError
+from isobit.core.qparams import qparams_of_range
 from isobit.core.scheme import Scheme
 from isobit.graph.folding import STRATEGIES, Strategy, fold_in_training
 from isobit.graph.passes import FoldBatchNormInTraining
 from isobit.graph.slots import Slot, give_weight_slot
-from isobit.quantizers import Fixed
+from isobit.quantizers import DoReFa, Fixed
 
 table: Any = importlib.import_module("folding_table")
 TRAINED: tuple[Strategy, ...] = STRATEGIES[2:]
@@ -128,3 +129,15 @@ def test_one_value_per_channel_is_refused() -> None:
 def test_other_strategies_are_refused(strategy: Any) -> None:
     with pytest.raises(SettingError, match="by strategy 1, 2, 3 or 4"):
         FoldBatchNormInTraining(strategy=strategy)
+
+
+@pytest.mark.parametrize(("unit_range", "settles"), [(False, True), (True, False)])
+def test_statistics_settle_where_weights_keep_their_range(unit_range: bool, settles: bool) -> None:
+    """Strategy 4 quantizes W γ / σ and divides by γ / σ: with a range fixed at 1 the statistics follow themselves."""
+    layer, norm, x = quantized(4)
+    layer.weight_slot.quantizer = quantizer = DoReFa(unit_range=unit_range).build(Scheme(bits=4), role="weight")
+    quantizer.calibrate(qparams_of_range(torch.tensor(-1.0), torch.tensor(1.0), Scheme(bits=4)))
+    with torch.no_grad():
+        found = [layer(x) for _ in range(300)]
+        trained, deployed = found[-1], layer.eval()(x) if norm.eval() else x
+    assert ((deployed - trained).abs().mean() < 0.05 * trained.abs().mean()) == settles
