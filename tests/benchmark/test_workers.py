@@ -97,7 +97,7 @@ def check_interrupt(kind: str, folder: Path) -> None:
     pid = folder / "slow" / "pid"
     wait_for(lambda: pid.exists() and pid.read_text() != "")
     program.send_signal(signal.SIGINT)
-    assert program.communicate(timeout=60)[0] == "interrupted\n"
+    assert program.communicate(timeout=180)[0] == "interrupted\n"
     wait_for(lambda: not Path("/proc", pid.read_text()).exists())
     assert (folder / "fine" / "record.json").read_text() == "{}"
 
