@@ -20,6 +20,7 @@ from isobit.algorithms.batch_norm import batch_norms, freeze_batch_norm, recalib
 from isobit.algorithms.curvature import BATCHES, show_curvature
 from isobit.algorithms.distillation import Distillation, output_error
 from isobit.algorithms.optimization import optimization
+from isobit.algorithms.own_loop import advance, penalty
 from isobit.algorithms.safetensors_io import SafetensorsIO
 from isobit.algorithms.tensorboard import TensorBoard
 from isobit.algorithms.training import Epoch, Hardware, Training, TrainingData, TrainingRecord
@@ -30,7 +31,6 @@ from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.files import write_text
 from isobit.core.progress import Progress
 from isobit.graph.insert import slots
-from isobit.graph.slots import Slot
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss, each of which waits for the device."""
@@ -112,7 +112,7 @@ def _strategy(task: "Task", hardware: Hardware) -> str:
     """Lightning's own choice, unless an algorithm freezes parameters on the way, or leaves weights behind unused."""
     if hardware.strategy != "auto" or hardware.processes == 1:
         return hardware.strategy
-    held = [module.quantizer for module in task.model.modules() if isinstance(module, Slot)]
+    held = [slot.quantizer for slot in slots(task.model)]
     partly = task.settings.freeze_bn_affine or any(
         callable(getattr(q, name, None)) for q in held for name in ("advance", "start")
     )
@@ -189,9 +189,7 @@ class Task(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed the draws of this epoch, and move schedules of the algorithms."""
         torch.manual_seed(self.settings.seed * 100_003 + self.current_epoch)
-        for module in self.model.modules():
-            if isinstance(module, Slot) and callable(advance := getattr(module.quantizer, "advance", None)):
-                advance(self.current_epoch / self.settings.epochs)
+        advance(self.model, self.current_epoch / self.settings.epochs)
         self._losses = []
         every = self.settings.curvature_epochs
         if every and self.current_epoch and self.current_epoch % every == 0:
@@ -219,7 +217,7 @@ class Task(pl.LightningModule):
         """The loss of one batch: cross-entropy, the teacher's part, the quantizers' penalties."""
         (one,) = batches([batch], name="training data")
         loss = self._loss(one)
-        loss = loss + penalties(self.model)
+        loss = loss + penalty(self.model).to(loss.device)
         if index % CHECK_EVERY == 0:
             self.progress("training", self.global_step, self.settings.epochs * self.data.steps)
             seen = float(mean_over_ranks(loss.detach())[0])  # all processes stop, or none
@@ -253,7 +251,7 @@ class Task(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Count from 0; statistics of the weights that are deployed, where training saw others or at the end."""
         self._right = self._total = 0
-        held = [module.quantizer for module in self.model.modules() if isinstance(module, Slot)]
+        held = [slot.quantizer for slot in slots(self.model)]
         anew = self.settings.bn_reestimate and self.current_epoch == self.settings.epochs - 1
         if self.settings.bn_recalibration and (anew or any(getattr(q, "differs_in_eval", False) for q in held)):
             processes = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
@@ -319,9 +317,8 @@ class Task(pl.LightningModule):
         _check_same(found["settings"], self.settings)
         self.curve = [Epoch(**e) for e in found["curve"]]
         self.seconds_before = found["seconds"]
-        for module in self.model.modules():
-            if isinstance(module, Slot):
-                module.mode = "quantize"
+        for slot in slots(self.model):
+            slot.mode = "quantize"
 
 
 @final
@@ -354,13 +351,6 @@ def write_metrics(path: Path, curve: list[Epoch]) -> None:
     lines = ["epoch,loss,accuracy,right,total,learning_rate"]
     lines += [f"{e.number},{e.loss!r},{e.accuracy!r},{e.right},{e.total},{e.learning_rate!r}" for e in curve]
     write_text(path, "\n".join(lines) + "\n")
-
-
-def penalties(model: nn.Module) -> Tensor | float:
-    """The sum of what the quantizers add to the loss."""
-    held = [module.quantizer for module in model.modules() if isinstance(module, Slot)]
-    found = [penalty() for quantizer in held if callable(penalty := getattr(quantizer, "penalty", None))]
-    return torch.stack(found).sum() if found else 0.0
 
 
 def _check_same(found: dict[str, Any], settings: Training) -> None:

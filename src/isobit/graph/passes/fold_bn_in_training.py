@@ -7,10 +7,9 @@ from torch import fx, nn
 
 from isobit.core.errors import SettingError
 from isobit.graph.folding import STRATEGIES, Strategy, fold_in_training
-from isobit.graph.passes.fold_bn import calls_of, obstacle
+from isobit.graph.passes.batch_norms import BatchNorm, take_batch_norms
 from isobit.graph.passes.protocol import PassReport
 from isobit.graph.slots import weight_slot
-from isobit.graph.tensors import tensors_of
 
 
 @final
@@ -33,25 +32,11 @@ class FoldBatchNormInTraining:
 
     def apply(self, model: fx.GraphModule) -> PassReport:
         """Fold in place; a batch norm that cannot be folded stays and is named."""
-        tensors, calls = tensors_of(model), calls_of(model)
-        done, left = [], []
-        for node in list(model.graph.nodes):
-            if tensors.kinds[node] != "batch_norm" or node.op != "call_module":
-                continue
-            (source,) = tensors.inputs(node)
-            why = obstacle(model, source, node, calls)
-            layer = None if why else model.get_submodule(str(source.target))
-            if layer is not None and weight_slot(layer) is None:
-                why = f"{source.target} is not quantized"
-            if why:
-                left.append(f"{node.target}: {why}")
-                continue
-            norm = model.get_submodule(str(node.target))
-            assert layer is not None and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+
+        def take(name: str, layer: nn.Module, norm: BatchNorm) -> str:
+            if weight_slot(layer) is None:
+                return f"{name} is not quantized"
             fold_in_training(layer, norm, self.strategy, synchronized=self.synchronized)
-            node.replace_all_uses_with(source)
-            model.graph.erase_node(node)
-            done.append(str(node.target))
-        model.graph.lint()
-        model.recompile()
-        return PassReport(changed=tuple(done), left=tuple(left), largest_error=0.0)
+            return ""
+
+        return take_batch_norms(model, take)

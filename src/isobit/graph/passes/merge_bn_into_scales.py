@@ -10,10 +10,9 @@ from isobit.core.granularity import PerChannel, PerTensor, expand
 from isobit.core.grid import Uniform
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
-from isobit.graph.passes.fold_bn import calls_of, obstacle
+from isobit.graph.passes.batch_norms import BatchNorm, affine, output_axis, take_batch_norms
 from isobit.graph.passes.protocol import PassReport
 from isobit.graph.slots import Slot, weight_slot
-from isobit.graph.tensors import tensors_of
 
 FAINT = 2.0**-20
 """A channel's factor, relative to the largest, below which its weights count as 0: 32 bits would not hold its bias."""
@@ -52,35 +51,21 @@ class MergeBatchNormIntoScales:
     @torch.no_grad()
     def apply(self, model: fx.GraphModule) -> PassReport:
         """Merge in place. A batch norm that cannot be merged stays and is named."""
-        tensors, calls = tensors_of(model), calls_of(model)
-        done, left = [], []
-        for node in list(model.graph.nodes):
-            if tensors.kinds[node] != "batch_norm" or node.op != "call_module":
-                continue
-            (source,) = tensors.inputs(node)
-            if why := obstacle(model, source, node, calls):
-                left.append(f"{node.target}: {why}")
-                continue
-            layer, norm = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
-            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+
+        def take(_: str, layer: nn.Module, norm: BatchNorm) -> str:
             slot = weight_slot(layer)
-            why = "its weight is in float" if slot is None else merge(layer, slot, norm)
-            if why:
-                left.append(f"{node.target}: {why}")
-                continue
-            node.replace_all_uses_with(source)
-            model.graph.erase_node(node)
-            model.set_submodule(str(node.target), nn.Identity())
-            done.append(str(node.target))
-        model.graph.lint()
-        model.recompile()
-        return PassReport(changed=tuple(done), left=tuple(left))
+            return "its weight is in float" if slot is None else merge(layer, slot, norm)
+
+        report = take_batch_norms(model, take)
+        for name in report.changed:
+            model.set_submodule(name, nn.Identity())
+        return report
 
 
-def merge(layer: nn.Module, slot: Slot, norm: nn.modules.batchnorm._BatchNorm) -> str:
+def merge(layer: nn.Module, slot: Slot, norm: BatchNorm) -> str:
     """Merge one batch norm in place, or say why not."""
-    assert isinstance(layer.weight, Tensor) and norm.running_mean is not None and norm.running_var is not None
-    axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+    assert isinstance(layer.weight, Tensor)
+    axis = output_axis(layer)
     weight = slot.quantizer(layer.weight)
     grid = slot.grid()
     if not isinstance(grid, QParams):
@@ -88,22 +73,18 @@ def merge(layer: nn.Module, slot: Slot, norm: nn.modules.batchnorm._BatchNorm) -
     granularity = grid.scheme.granularity
     if not isinstance(granularity, PerTensor) and granularity != PerChannel(axis):
         return f"its weight has scales that are not per output channel: {grid.scheme}"
-    f = torch.rsqrt(norm.running_var.double() + norm.eps)
-    f = f if norm.weight is None else f * norm.weight.double()
+    f, bias = affine(layer, norm)
     scale = grid.scale.double() * f.abs()
     faint = scale <= FAINT * scale.max()
     turned = _turned(grid.quantize(weight), grid, f, faint, axis)
     if isinstance(turned, str):
         return turned
     q, scheme, codebook = turned
-    assert layer.bias is None or isinstance(layer.bias, Tensor)
-    bias = torch.zeros_like(f) if layer.bias is None else layer.bias.double()
-    beta = torch.zeros_like(f) if norm.bias is None else norm.bias.double()
     scale = torch.where(faint, scale.max() if float(scale.max()) > 0 else 1.0, scale).to(grid.scale.dtype)
     merged = QParams(scale, torch.zeros_like(scale, dtype=torch.int32), scheme, codebook)
     kind = layer.weight.dtype
     layer.weight = nn.Parameter(merged.dequantize(q).to(kind))
-    layer.bias = nn.Parameter((beta + (bias - norm.running_mean.double()) * f).to(kind))
+    layer.bias = nn.Parameter(bias.to(kind))
     slot.quantizer = OnGrid(merged)
     return ""
 
