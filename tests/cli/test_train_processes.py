@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli.bad_input import invoke
 from cli.processes import AT_SYNC, MAIN, start, stop_at
@@ -53,13 +55,19 @@ TrainingSet.epoch = epoch
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with the recipe in it and the float weights that it starts from."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with the recipe in it and the float weights that it starts from.
+
+    One thread here as in the processes that are started: sums depend on the number of threads.
+    """
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     write_text("float.toml", FLOAT + "[training]\nepochs = 2\nlearning_rate = 0.1\n")
     assert invoke("train float.toml -o float").exit_code == 0
     write_text("recipe.toml", 'weights = "float/weights.safetensors"\n' + FLOAT + QUANTIZED)
-    return tmp_path
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def kill_at(step: list[int]) -> None:

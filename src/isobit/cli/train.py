@@ -61,7 +61,9 @@ def train(
     """
     from isobit.cli import training
     from isobit.cli.output import print_json, show, working
+    from isobit.core.memory import keep_freed_memory
 
+    keep_freed_memory()
     with working(debug=debug) as watch:
         wanted = training.read(
             recipe, epochs=epochs, seed=seed, accelerator=accelerator, devices=devices, tensorboard=tensorboard
