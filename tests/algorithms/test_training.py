@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import isobit
 from algorithms.blobs import Blobs, evaluation, network, prepared
+from isobit.algorithms.batch_norm import batch_norms
 from isobit.algorithms.calibration import finish
 from isobit.core.checkpoint import load_checkpoint
 from isobit.core.errors import CalibrationError, SettingError
@@ -122,6 +123,16 @@ def test_quantizers_have_groups_of_their_own() -> None:
     assert scales["weight_decay"] == 0.0
     assert len(scales["params"]) == sum(n.endswith("quantizer.scale") for n, _ in model.named_parameters())
     assert len(weights["params"]) + len(scales["params"]) == len(list(model.parameters()))
+
+
+def test_batch_norms_decay_by_themselves() -> None:
+    model = prepared(bn_fold=4)
+    names = {id(p): name for name, p in model.named_parameters()}
+    weights, _, norms = parameter_groups(model, Training(weight_decay=1e-3, norm_weight_decay=1e-6))
+    assert (norms["lr"], norms["weight_decay"], weights["weight_decay"]) == (0.01, 1e-6, 1e-3)
+    want = {f"{name}.{which}" for name, norm in batch_norms(model).items() for which in ("weight", "bias")}
+    assert want and {names[id(p)] for p in norms["params"]} == want
+    assert not want & {names[id(p)] for p in weights["params"]}
 
 
 @pytest.mark.parametrize(

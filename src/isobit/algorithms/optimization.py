@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from isobit.algorithms.batch_norm import batch_norms
 from isobit.algorithms.training import Training
 from isobit.graph.slots import Slot
 
@@ -32,7 +33,7 @@ def optimization(
 
 
 def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """The optimizer's groups: weights with weight decay, then the quantizers' parameters with their own rates."""
+    """The optimizer's groups: weights with weight decay, then batch norms and quantizers with rates of their own."""
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     own: set[nn.Parameter] = set()
     for module in model.modules():
@@ -44,6 +45,10 @@ def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any
         parameters = [p for p in module.parameters() if p not in own]
         own.update(parameters)
         found.setdefault(key, []).extend(parameters)
+    if settings.norm_weight_decay is not None:
+        affine = [p for norm in batch_norms(model).values() for p in norm.parameters()]
+        own.update(affine)
+        found.setdefault((settings.learning_rate, settings.norm_weight_decay), []).extend(affine)
     rest = [p for p in model.parameters() if p not in own and p.requires_grad]
     groups = [{"params": rest, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
     return groups + [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in found.items() if ps]

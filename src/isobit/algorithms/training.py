@@ -38,7 +38,7 @@ class Training:
     starts at `first_learning_rate`; the schedules `cosine` and `poly`, (1 - t)², end at `last_learning_rate`.
 
     Quantizer parameters have `quantizer_learning_rate` times the learning rate and `quantizer_weight_decay`, unless
-    their algorithm says otherwise.
+    their algorithm says otherwise. γ and β of batch norms have `norm_weight_decay`, where it is set.
 
     A teacher adds to the loss: `distillation` is the weight of its soft targets, at `temperature`, and one less that of
     the labels; `feature_distillation` is the weight of the error of the feature maps at `feature_layers`, named as in
@@ -72,6 +72,7 @@ class Training:
     ema_decay: float | None = None
     quantizer_learning_rate: float = 1.0
     quantizer_weight_decay: float = 0.0
+    norm_weight_decay: float | None = None
     distillation: float = 0.0
     temperature: float = 4.0
     feature_distillation: float = 0.0

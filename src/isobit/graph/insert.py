@@ -98,7 +98,7 @@ def _built(
     except UnsupportedError as error:
         usual = (profile.weight if role == "weight" else profile.activation).bits
         if scheme.bits == usual or scheme.bits != profile.edge_bits or rules.bits_of(name):
-            raise
+            raise UnsupportedError(f"the {role} at {name}: {error}") from error
         return Lsq().build(scheme, role=role), f"{name}: LSQ quantizes the {role} at {scheme.bits} bits: {error}"
 
 
