@@ -4,7 +4,8 @@
 
 For every kind of layer, with and without a bias, one training step: the largest relative difference of the output, of
 the gradients (input, weight, bias, γ, β) and of the running statistics; then in eval mode of the output, and of one
-merged layer with the statistics reached. Strategy 1 does not use the batch's statistics: only eval and merging apply.
+merged layer with the statistics reached. Strategies 0 and 1 do not use the batch's statistics: only eval and merging
+apply. In a network, the batch norm of a grouped transposed convolution stays under every strategy, and is named.
 """
 
 import copy
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from bench_output import Table, finish
 from isobit.graph.folding import STRATEGIES, Strategy, fold_in_training, weight_and_bias
+from isobit.graph.passes.fold_bn import fold_batch_norm
 from isobit.graph.slots import Slot, give_weight_slot
 
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], type[nn.modules.batchnorm._BatchNorm], tuple[int, ...]]] = {
@@ -42,8 +44,18 @@ class Errors:
     output: float | None
     gradients: float | None
     statistics: float | None
-    eval: float
-    merged: float
+    eval: float | None
+    merged: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """What a strategy makes of a layer and its norm: the forward pass, the modules in it, one layer at the end."""
+
+    forward: Callable[[Tensor], Tensor]
+    layer: nn.Module
+    norm: nn.modules.batchnorm._BatchNorm
+    merged: Callable[[], nn.Module] | None
 
 
 def pair(kind: str, *, bias: bool, zero_gamma: bool = False) -> tuple[nn.Module, nn.modules.batchnorm._BatchNorm]:
@@ -63,43 +75,63 @@ def pair(kind: str, *, bias: bool, zero_gamma: bool = False) -> tuple[nn.Module,
     return layer, norm
 
 
-def folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, strategy: Strategy) -> nn.Module:
-    """The folded twin of copies, whose quantizer passes its input through."""
+def twin(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, strategy: Strategy) -> Twin | None:
+    """That of copies, whose quantizer passes its input through; None where strategy 0 has to leave the norm."""
     layer, norm = copy.deepcopy((layer, norm))
+    mergeable = not (isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups != 1)
+    if strategy == 0:
+        if not mergeable:
+            return None
+        fold_batch_norm(layer, norm)
+        give_weight_slot(layer, Slot(nn.Identity(), name="weight"))
+        return Twin(forward=layer, layer=layer, norm=norm, merged=lambda: layer)
+
+    def merged() -> nn.Module:
+        single, own = copy.deepcopy((layer, norm))
+        fold_batch_norm(single, own)
+        return single
+
     give_weight_slot(layer, Slot(nn.Identity(), name="weight"))
+    if strategy == -1:
+        return Twin(forward=lambda v: norm(layer(v)), layer=layer, norm=norm, merged=merged if mergeable else None)
+    plain = copy.deepcopy(layer)
     fold_in_training(layer, norm, strategy, synchronized=False)
-    return layer
+
+    def single() -> nn.Module:
+        weight, shift = weight_and_bias(layer)
+        plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(shift)
+        return plain
+
+    return Twin(forward=layer, layer=layer, norm=norm, merged=single)
 
 
-def measure(kind: str, strategy: Strategy, *, bias: bool, zero_gamma: bool = False) -> Errors:
-    """One step of training of both, then eval."""
+def measure(kind: str, strategy: Strategy, *, bias: bool, zero_gamma: bool = False) -> Errors | None:
+    """One step of training of both, then eval; None where the strategy leaves the batch norm as it is."""
     layer, norm = pair(kind, bias=bias, zero_gamma=zero_gamma)
-    ours = folded(layer, norm, strategy)
+    ours = twin(layer, norm, strategy)
+    if ours is None:
+        return None
     x = torch.randn(LAYERS[kind][2], dtype=torch.float64)
-    for module in (layer, norm, ours, ours.norm):
+    for module in (layer, norm, ours.layer, ours.norm):
         module.train()
-    plain = _step(lambda v: norm(layer(v)), x, (layer, norm))
-    own = _step(ours, x, (ours, ours.norm))
-    trained = strategy != 1
-    statistics = None
+    trained = strategy not in (0, 1)
+    output = gradients = statistics = None
     if trained:
-        statistics = _worst(
-            zip((ours.norm.running_mean, ours.norm.running_var), (norm.running_mean, norm.running_var), strict=True)
-        )
+        want, wanted = _step(lambda v: norm(layer(v)), x, (layer, norm))
+        got, found = _step(ours.forward, x, (ours.layer, ours.norm))
+        output, gradients = _worst([(got, want)]), _worst(zip(found, wanted, strict=True))
+        statistics = _worst([(getattr(ours.norm, s), getattr(norm, s)) for s in ("running_mean", "running_var")])
     norm.load_state_dict(ours.norm.state_dict())
-    for module in (layer, norm, ours, ours.norm):
+    for module in (layer, norm, ours.layer, ours.norm):
         module.eval()
     with torch.no_grad():
         want = norm(layer(x))
-        weight, shift = weight_and_bias(ours)
-        single = copy.deepcopy(layer)
-        single.weight, single.bias = nn.Parameter(weight), nn.Parameter(shift)
         return Errors(
-            output=_worst([(own[0], plain[0])]) if trained else None,
-            gradients=_worst(zip(own[1], plain[1], strict=True)) if trained else None,
+            output=output,
+            gradients=gradients,
             statistics=statistics,
-            eval=_worst([(ours(x), want)]),
-            merged=_worst([(single(x), want)]),
+            eval=_worst([(ours.forward(x), want)]),
+            merged=None if ours.merged is None else _worst([(ours.merged()(x), want)]),
         )
 
 
@@ -124,9 +156,10 @@ def _worst(pairs: Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]])
 
 def rows() -> Iterator[tuple[str, ...]]:
     """A row for each strategy and kind of layer: the worst over bias and no bias, and γ = 0."""
-    for strategy in STRATEGIES[2:]:
+    for strategy in STRATEGIES:
         for kind in LAYERS:
-            cases = [measure(kind, strategy, bias=b, zero_gamma=z) for b in (True, False) for z in (True, False)]
+            found = (measure(kind, strategy, bias=b, zero_gamma=z) for b in (True, False) for z in (True, False))
+            cases = [case for case in found if case is not None]
             worst = {f.name: [v for c in cases if (v := getattr(c, f.name)) is not None] for f in fields(Errors)}
             yield str(strategy), kind, *(f"{max(v):.1e}" if v else "" for v in worst.values())
 
