@@ -36,15 +36,15 @@ def bench(
     """Train every combination of methods, widths, targets, foldings and seeds, and print the table."""
     from isobit.benchmark.matrix import Matrix, markdown, run_matrix
     from isobit.cli.output import print_error, print_json, working
-    from isobit.core.files import write_text
+    from isobit.core.files import owned, write_text
     from isobit.recipes.codec import read_recipe
 
     with working(debug=debug) as watch:
         chosen, wanted = workers_of(workers), read_recipe(Matrix, matrix)
-        output.mkdir(parents=True, exist_ok=True)
-        outcome = run_matrix(wanted, output, workers=chosen, progress=watch)
-        table = markdown(outcome.records, float_accuracy=wanted.float_accuracy)
-        write_text(output / "table.md", table + "\n")
+        with owned(output):
+            outcome = run_matrix(wanted, output, workers=chosen, progress=watch)
+            table = markdown(outcome.records, float_accuracy=wanted.float_accuracy)
+            write_text(output / "table.md", table + "\n")
     if json:
         print_json({"records": outcome.records, "failed": outcome.failed})
     else:

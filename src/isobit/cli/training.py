@@ -1,6 +1,7 @@
 """What `isobit train` does with its recipe, and how the result is shown."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from isobit.cli.output import facts
 from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
 from isobit.core.errors import UnsupportedError
-from isobit.core.files import write_json
+from isobit.core.files import owned, write_json
 from isobit.core.weights import save_weights
 from isobit.recipes.codec import encode, read_recipe
 from isobit.recipes.run import versions
@@ -68,11 +69,14 @@ def read(
 
 
 def run(recipe: TrainingRecipe, folder: Path, *, watch: Watch) -> Trained:
-    """Load, prepare, calibrate, train, export."""
+    """Load, prepare, calibrate, train, export. Raises OutputError where another process writes into the folder."""
     require(tensorboard=recipe.tensorboard)
     first = is_first_process()
-    watch = watch if first else Silent()
-    folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder) if first else nullcontext():
+        return _run(recipe, folder, watch if first else Silent(), first=first)
+
+
+def _run(recipe: TrainingRecipe, folder: Path, watch: "Watch | Silent", *, first: bool) -> Trained:
     if first:
         write_json(folder / "recipe.json", encode(recipe))
     watch.stage("loading")

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,41 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(_explain(path, error)) from error
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder. Give a file name, such as {path / 'net.onnx'}")
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path) -> Iterator[Path]:
+    """Make a folder if need be, and be the only process that owns it until the end, however that comes.
+
+    Raises OutputError where another process does, or where there can be no such folder. Systems and file systems
+    without file locks, such as Windows, let several in.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"cannot write into {folder}: it is a file. Choose another name") from error
+    except OSError as error:
+        raise OutputError(_explain(folder, error)) from error
+    if sys.platform == "win32":
+        yield folder
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise OutputError(
+            f"another isobit process writes into {folder}: wait for its end, or choose another folder"
+        ) from error
+    except OSError:
+        pass  # a network file system without locks
+    try:
+        yield folder
+    finally:
+        os.close(handle)
 
 
 def sha256_of_file(path: str | Path) -> str:
