@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import Conv2d
 
 import isobit
-from isobit.core.errors import ModelError, SettingError, UnknownNameError
+from isobit.core.errors import CalibrationError, ModelError, SettingError, UnknownNameError
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.insert import preparation, slots
 from isobit.quantizers import Lsq, Slb
@@ -235,3 +235,23 @@ def test_own_loop_calls() -> None:
     assert isobit.advance(pact, 0.5) == 0
     isobit.penalty(pact).backward()
     assert all(level.grad is not None for level in levels)
+
+
+def test_the_trainer_wants_it_calibrated_first(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="Lightning is not installed")
+    quant_modules.initialize(target="tensorrt", method="lsq")
+    net = built()
+    labelled = [(x, LABELS) for x in DATA]
+
+    class Labelled:
+        steps = len(labelled)
+
+        def epoch(self, number: int, *, rank: int = 0, ranks: int = 1) -> Any:
+            return labelled
+
+    settings = isobit.Training(epochs=1)
+    with pytest.raises(CalibrationError, match="stem has no range yet: calibrate the model"):
+        isobit.train(net, Labelled(), labelled, settings, folder=tmp_path / "run")
+    isobit.calibrate(net, DATA)
+    record = isobit.train(net, Labelled(), labelled, settings, folder=tmp_path / "run")
+    assert len(record.epochs) == 1 and not record.not_converged

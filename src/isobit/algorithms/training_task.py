@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from isobit.algorithms.batch_norm import batch_norms, freeze_batch_norm, recalibrate_batch_norm
 from isobit.algorithms.curvature import BATCHES, show_curvature
@@ -31,6 +31,7 @@ from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.files import write_text
 from isobit.core.progress import Progress
 from isobit.graph.insert import slots
+from isobit.graph.slots import MARK
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss, each of which waits for the device."""
@@ -364,6 +365,9 @@ def _check_same(found: dict[str, Any], settings: Training) -> None:
 
 
 def _check_calibrated(model: nn.Module) -> None:
-    waiting = [s.point for s in slots(model) if s.mode != "quantize"] if isinstance(model, fx.GraphModule) else []
+    held = slots(model)
+    waiting = [s.point for s in held if s.mode != "quantize"]
+    if not held:  # a float network, unless `isobit.quant_modules` marked its layers
+        waiting = [name for name, module in model.named_modules() if MARK in module.__dict__]
     if waiting:
         raise CalibrationError(f"{waiting[0]} has no range yet: calibrate the model before it is trained")

@@ -11,6 +11,9 @@ from isobit.core.qparams import DynamicRange, QParams
 
 Mode = Literal["float", "observe", "quantize"]
 
+MARK = "isobit_recipe"
+"""The attribute of a float layer that is to be quantized when its network is calibrated (`isobit.quant_modules`)."""
+
 
 class Observes(Protocol):
     """What a slot asks of an observer."""

@@ -17,13 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from isobit.core.errors import ModelError, SettingError, UnknownNameError
 from isobit.graph.names import names
-from isobit.graph.slots import QUANTIZED_LAYERS
+from isobit.graph.slots import MARK, QUANTIZED_LAYERS
 from isobit.recipes.recipe import Recipe, recipe_of
 
 LAYERS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in QUANTIZED_LAYERS}
 """The layers of torch.nn that can be marked."""
-
-_MARK = "isobit_recipe"
 
 
 def initialize(
@@ -94,7 +92,7 @@ def recipe_as_built(net: nn.Module) -> Recipe:
 
     Raises SettingError where no layer was built under one, or layers under several.
     """
-    found = [m.__dict__[_MARK] for m in net.modules() if _MARK in m.__dict__]
+    found = [m.__dict__[MARK] for m in net.modules() if MARK in m.__dict__]
     if not found:
         raise SettingError(
             "this network has no quantizers, and no layer of it was built after isobit.quant_modules.initialize(): "
@@ -118,7 +116,7 @@ def with_float_layers(recipe: Recipe, net: nn.Module, captured: fx.GraphModule) 
     others = [
         glob.escape(name)
         for node, name in names(captured.graph).items()
-        if node.op == "call_module" and node.target in built and _MARK not in built[str(node.target)].__dict__
+        if node.op == "call_module" and node.target in built and MARK not in built[str(node.target)].__dict__
     ]
     return replace(recipe, keep_float=(*recipe.keep_float, *others))
 
@@ -170,7 +168,7 @@ class _Session:
     def mark(self, module: nn.Module, name: str, _: nn.Parameter) -> None:
         """Torch calls this for each parameter that any module gets."""
         if name == "weight" and isinstance(module, self.kinds):
-            module.__dict__[_MARK] = self.recipe
+            module.__dict__[MARK] = self.recipe
 
 
 _open: list[_Session] = []
