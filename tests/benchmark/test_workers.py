@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.processes import TAKE_CTRL_C
 from isobit.benchmark.ray_worker import on_ray
 from isobit.benchmark.workers import Done, Job, Workers, in_processes
 from isobit.cli.bench import workers_of
@@ -90,14 +91,14 @@ def check_interrupt(kind: str, folder: Path) -> None:
     """SIGINT to the program alone, as from `kill -INT`: its runs end with it, and what is finished stays."""
     for name in ("fine", "slow"):
         (folder / name).mkdir()
-    command = [sys.executable, "-c", INTERRUPTED % (WRITES, SLOW), str(folder), kind]
+    command = [sys.executable, "-c", TAKE_CTRL_C + INTERRUPTED % (WRITES, SLOW), str(folder), kind]
     program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert program.stdout is not None
     assert program.stdout.readline() == "fine\n"
     pid = folder / "slow" / "pid"
     wait_for(lambda: pid.exists() and pid.read_text() != "")
     program.send_signal(signal.SIGINT)
-    assert program.communicate(timeout=180)[0] == "interrupted\n"
+    assert program.communicate(timeout=60)[0] == "interrupted\n"
     wait_for(lambda: not Path("/proc", pid.read_text()).exists())
     assert (folder / "fine" / "record.json").read_text() == "{}"
 
