@@ -37,9 +37,10 @@ class DoReFa:
     unit_range: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> nn.Module:
-        """Raises UnsupportedError for power-of-two scales, other grids or rounding, and unsigned symmetric weights."""
-        if isinstance(scheme.scale, PowerOfTwo):
-            raise UnsupportedError("DoReFa fixes the range at 1, so its scale is no power of two: use `tqt` or `lsq`")
+        """Raises UnsupportedError for other grids or rounding, unsigned symmetric weights, and powers of two for [-1, 1]."""
+        if isinstance(scheme.scale, PowerOfTwo) and (role == "activation" or self.unit_range):
+            way = "`lsq` or `tqt`" if role == "activation" else "`lsq` or `tqt`, or set unit_range to false"
+            raise UnsupportedError(f"DoReFa fixes the range at 1, so its scale is no power of two: use {way}")
         if scheme.rounding != HalfEven():
             raise UnsupportedError("DoReFa rounds to nearest: use a scheme with the rounding HalfEven")
         if role == "activation":

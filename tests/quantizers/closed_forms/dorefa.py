@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from isobit.core.granularity import PerChannel, PerTensor
-from isobit.core.scheme import Scheme
+from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.quantizers.dorefa import DoReFa
 from isobit.quantizers.protocol import QuantizerSettings, Role
 
@@ -17,6 +17,8 @@ CASES: dict[str, tuple[QuantizerSettings, Scheme, Role]] = {
     "weights of 4 bits per channel": (DoReFa(), Scheme(bits=4, granularity=PerChannel(0)), "weight"),
     "weights of 4 bits with 0": (DoReFa(zero_level=True), Scheme(bits=4), "weight"),
     "weights of 4 bits in their own range": (DoReFa(unit_range=False), Scheme(bits=4), "weight"),
+    "weights of 4 bits, powers of two": (DoReFa(unit_range=False), Scheme(bits=4, scale=PowerOfTwo()), "weight"),
+    "weights of 8 bits, powers of two": (DoReFa(unit_range=False), Scheme(bits=8, scale=PowerOfTwo()), "weight"),
     "weights of 8 bits per channel": (DoReFa(), Scheme(bits=8, granularity=PerChannel(0)), "weight"),
     "weights of 8 bits asymmetric": (DoReFa(), Scheme(bits=8, signed=False, symmetric=False), "weight"),
     "activations of 2 bits": (DoReFa(), Scheme(bits=2, signed=False), "activation"),
@@ -66,13 +68,19 @@ def weight(w: np.ndarray, grad: np.ndarray, scheme: Scheme, *, unit_range: bool)
         zero = np.round(-low / step)
         output = (np.clip(np.round(x / step) + zero, 0, levels) - zero) * step
     elif type(scheme.grid).__name__ == "MidRise":
-        half_step = _float32(bound / levels)
+        half_step = _float32(_step(bound / levels, scheme))
         r = np.round((x / half_step + levels) / 2)
         output = (2 * np.clip(r, 0, levels) - levels) * half_step
     else:
-        step = _float32(bound / (2 ** (scheme.bits - 1) - 1))
-        output = np.round(x / step) * step
+        highest = 2 ** (scheme.bits - 1) - 1
+        step = _float32(_step(bound / highest, scheme))
+        output = np.clip(np.round(x / step), -highest - 1, highest) * step
     return output, grad_squashed * (1 - squashed**2)
+
+
+def _step(step: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """As it is, or the power of two that is nearest in the logarithm."""
+    return 2.0 ** np.round(np.log2(step)) if isinstance(scheme.scale, PowerOfTwo) else step
 
 
 def _per_scale(values: np.ndarray, scheme: Scheme, reduce: np.ufunc) -> np.ndarray:
