@@ -37,7 +37,7 @@ class DoReFa:
     unit_range: bool = True
 
     def build(self, scheme: Scheme, *, role: Role = "activation") -> nn.Module:
-        """Raises UnsupportedError for other grids or rounding, unsigned symmetric weights, powers of two for [-1, 1]."""
+        """Raises UnsupportedError for what DoReFa has no form for: other grids, roundings, scales and signs."""
         if isinstance(scheme.scale, PowerOfTwo) and (role == "activation" or self.unit_range):
             way = "`lsq` or `tqt`" if role == "activation" else "`lsq` or `tqt`, or set unit_range to false"
             raise UnsupportedError(f"DoReFa fixes the range at 1, so its scale is no power of two: use {way}")
