@@ -20,7 +20,6 @@ from isobit.recipes.training import TrainingRecipe
 from isobit.targets import TARGETS
 
 PAGES = {path.stem: path for path in sorted((ROOT / "docs" / "migration").glob("*.md"))}
-VERDICTS = {"golden_stick_slb": "bounded"}
 VALUES: dict[str, Any] = {
     "target": TARGETS, "method": METHODS, "weight_quantizer": QUANTIZERS, "activation_quantizer": QUANTIZERS,
     "weight_observer": OBSERVERS, "activation_observer": OBSERVERS,
@@ -49,7 +48,7 @@ def test_the_script_of_a_page_ends_in_a_verified_file(page: str) -> None:
     pytest.importorskip("sklearn", reason="the pages train on scikit-learn's digits")
     found = run(f"docs/migration/{page}.md")
     proof = found["proof"]
-    assert proof.verdict == VERDICTS.get(page, "exact")
+    assert proof.verdict == "exact" or (proof.verdict == "bounded" and proof.float_islands), proof
     shares = [a.right / a.total for a in proof.accuracy if a.total]
     assert shares
     assert min(shares) > 0.9
