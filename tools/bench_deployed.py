@@ -21,7 +21,7 @@ from isobit.cli.loading import load_model
 from isobit.core.batches import as_batch
 from isobit.core.checkpoint import load_checkpoint
 from isobit.core.errors import SettingError
-from isobit.core.records import Certificate
+from isobit.core.records import Accuracy, Certificate
 from isobit.recipes.codec import read_recipe
 from isobit.recipes.training import TrainingRecipe
 from isobit.recipes.workflow import prepare_with_recipe
@@ -32,6 +32,7 @@ COLUMNS = (
     "float file",
     "file",
     "simulation",
+    "reference",
     "engine",
     "verdict",
     "outputs equal to the reference",
@@ -60,10 +61,15 @@ def deployed(folder: Path, images: int) -> tuple[tuple[str, ...], str]:
     size = sum(p.numel() * p.element_size() for p in net.parameters())
     row = (
         folder.name, f"{trained['right']:,}", f"{size / 1000:.0f} kB", f"{path.stat().st_size / 1000:.0f} kB",
-        f"{simulation.right:,}", f"{engine.right:,}", certificate.verdict, _equal(certificate),
+        f"{simulation.right:,}", _right(found.get("reference")), f"{engine.right:,}", certificate.verdict,
+        _equal(certificate),
     )  # fmt: skip
     same = simulation.right == engine.right
     return row, "" if same else f"{folder.name}: {simulation.right} right in simulation, {engine.right} on the engine"
+
+
+def _right(counted: Accuracy | None) -> str:
+    return "" if counted is None else f"{counted.right:,}"
 
 
 def _equal(certificate: Certificate) -> str:
