@@ -20,6 +20,7 @@ pytest.importorskip("lightning", reason="Lightning is not installed")
 
 from isobit.algorithms.optimization import learning_rate_factor, parameter_groups
 from isobit.algorithms.training import Training, train
+from isobit.algorithms.training_task import as_deployed
 
 
 def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:
@@ -235,3 +236,20 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(tmp_path: Path) -> Non
     found = [load_checkpoint(tmp_path / name / "last.safetensors")["state_dict"] for name in ("plain", "compiled")]
     assert found[0].keys() == found[1].keys()
     assert all(torch.allclose(found[0][key], found[1][key], atol=1e-4) for key in found[0])
+
+
+@pytest.mark.parametrize("bn_fold", [-1, 0, 4])
+def test_what_an_epoch_counts_is_what_is_deployed(bn_fold: int, tmp_path: Path) -> None:
+    x = torch.randn(64, *next(iter(Blobs().epoch(0)))[0].shape[1:], generator=torch.Generator().manual_seed(5))
+    labels = torch.arange(64) % 2
+    model = isobit.prepare(network(), x, target="onnxruntime-x86", bits=2, method="lsq", bn_fold=bn_fold)
+    isobit.calibrate(model, [x])
+    record = train(model, Blobs(), [(x, labels)], Training(epochs=1, learning_rate=0.05), folder=tmp_path)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    copied = as_deployed(model)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    before = model(x)
+    finish(model)
+    assert torch.equal(copied(x), model(x))
+    assert (before - model(x)).abs().max() > 1e-3  # biases of 2 bits: a coarse step
+    assert record.last is not None and record.last.right == int((model(x).argmax(1) == labels).sum())

@@ -49,7 +49,7 @@ class Training:
     `curvature_epochs` epochs (0: never), at the price of some fifteen steps for each quantizer.
 
     `precision` is Lightning's; quantizers and evaluation compute in float32 under any. With `compile`
-    the network's training step is compiled.
+    the network's training step is compiled. What is evaluated is the network as it would be deployed.
 
     From the part `freeze_bn_at` of the training on (0.8: the last fifth), the statistics of batch norms stay as they
     are, folded or not, and with `freeze_bn_affine` so do their γ and β. With `bn_reestimate` the statistics are taken

@@ -1,5 +1,6 @@
 """The training loop as Lightning wants it: a task, checkpoints without pickles, and what is watched."""
 
+import copy
 import math
 import time
 import warnings
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from isobit.algorithms.batch_norm import batch_norms, freeze_batch_norm, recalibrate_batch_norm
+from isobit.algorithms.calibration import finish
 from isobit.algorithms.curvature import BATCHES, show_curvature
 from isobit.algorithms.distillation import Distillation, output_error
 from isobit.algorithms.optimization import optimization
@@ -164,6 +166,7 @@ class Task(pl.LightningModule):
         self._losses: list[Tensor] = []
         self._right = self._total = 0
         self._classes = 2
+        self._judged = (model,)
 
     # -- data
 
@@ -258,19 +261,21 @@ class Task(pl.LightningModule):
             processes = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
             data = self.data.epoch(self.current_epoch, **processes)
             recalibrate_batch_norm(self.model, data, batches=self.settings.bn_recalibration)
+        self._judged = (as_deployed(self.model),)
 
     def validation_step(self, batch: Any, _: int) -> None:
-        """Count the images right, in full precision whatever the training has: so it is deployed."""
+        """Count the images right of the network as it is deployed, in full precision whatever the training has."""
         (one,) = batches([batch], name="evaluation data")
         if one.labels is None:
             raise CalibrationError("the evaluation data has no labels: give batches (x, labels)")
         with torch.autocast(self.device.type, enabled=False):
-            logits = self.model(*one.inputs)
+            logits = self._judged[0](*one.inputs)
         self._right += int((logits.argmax(1) == one.labels).sum())
         self._total += one.size
 
     def on_validation_epoch_end(self) -> None:
         """What decides which checkpoint is the best."""
+        self._judged = (self.model,)
         self.log("accuracy", 100.0 * self._right / max(self._total, 1))
 
     def on_train_epoch_end(self) -> None:
@@ -345,6 +350,16 @@ class _Evaluation:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.data)
+
+
+def as_deployed(model: nn.Module) -> nn.Module:
+    """What `finish` would make of a quantized network now, as a copy; any other one, and one that diverged, itself."""
+    finite = all(bool(p.isfinite().all()) for p in model.parameters())
+    if not (isinstance(model, fx.GraphModule) and "preparation" in model.meta and finite):
+        return model
+    copied = copy.deepcopy(model).eval()
+    finish(copied)
+    return copied
 
 
 def write_metrics(path: Path, curve: list[Epoch]) -> None:
