@@ -96,8 +96,10 @@ def owned(folder: str | Path) -> Iterator[Path]:
         raise OutputError(
             f"another isobit process writes into {folder}: wait for its end, or choose another folder"
         ) from error
-    except OSError:
-        pass  # a network file system without locks
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(handle)
+            raise OutputError(_explain(folder, error)) from error
     try:
         yield folder
     finally:
@@ -109,6 +111,9 @@ def sha256_of_file(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+"""What network file systems say that do not lock folders."""
 
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
