@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from isobit.algorithms.training import Hardware
 from isobit.benchmark.matrix import Axes, Matrix, markdown, run_matrix, runs
 from isobit.benchmark.workers import Done, Job
 from isobit.core.errors import SettingError, UnknownNameError, UnsupportedError
@@ -36,6 +38,19 @@ def test_every_combination_once() -> None:
     ]
 
 
+def test_unsynchronized_folding_is_a_value_of_the_axis_where_there_are_several_processes(tmp_path: Path) -> None:
+    base = matrix(bn_fold=(4, "4*"))
+    two = replace(base, recipe=replace(base.recipe, hardware=Hardware(accelerator="cpu", devices=2)))
+    usual, apart = runs(two)
+    assert apart.name == "lsq-w4a4-academic-fold4star-seed0"
+    assert apart.recipe.quantization == replace(usual.recipe.quantization, bn_synchronized=False)
+    outcome = run_matrix(two, tmp_path, workers=writing)
+    assert [line.split(" | ")[3] for line in markdown(outcome.records).splitlines()[2:]] == ["4", "4*"]
+    four = replace(apart.recipe, hardware=Hardware(accelerator="cpu", devices=4))
+    assert usual.recipe.same_result(replace(usual.recipe, hardware=four.hardware))
+    assert not apart.recipe.same_result(four)
+
+
 @pytest.mark.parametrize(
     ("axes", "error", "says"),
     [
@@ -43,6 +58,8 @@ def test_every_combination_once() -> None:
         ({"target": ("tensorRT",)}, UnknownNameError, "did you mean 'tensorrt'"),
         ({"bits": (9,)}, SettingError, "1 to 8 bits, got 9"),
         ({"bn_fold": (5,)}, SettingError, "bn_fold has to be one of -1, 0, 1, 2, 3, 4"),
+        ({"bn_fold": ("3*",)}, SettingError, r"a number or '4\*', got '3\*'"),
+        ({"bn_fold": ("4*",)}, SettingError, r"several processes alone: set recipe.hardware.devices"),
     ],
 )
 def test_a_cell_that_cannot_be_made_is_an_error_before_any_run(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isobit.algorithms.training import Hardware
 from isobit.benchmark.workers import Job, Workers, in_processes
 from isobit.core.errors import SettingError, UnknownNameError
 from isobit.core.files import write_json
@@ -18,15 +19,20 @@ from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.training import TrainingRecipe
 
+UNSYNCHRONIZED = "4*"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axes:
-    """The values of each axis. `bits` are one number for weights and activations, or (weight, activation)."""
+    """The values of each axis. `bits` are one number for weights and activations, or (weight, activation).
+
+    The folding "4*" is strategy 4 where each process has the batch statistics of its own samples.
+    """
 
     method: tuple[str, ...]
     bits: tuple[int | tuple[int, int], ...] = (4,)
     target: tuple[str, ...] = ("academic",)
-    bn_fold: tuple[int, ...] | None = None
+    bn_fold: tuple[int | str, ...] | None = None
     seed: tuple[int, ...] = (0,)
 
 
@@ -63,14 +69,27 @@ def runs(matrix: Matrix) -> list[Run]:
     ):
         weight, activation = bits if isinstance(bits, tuple) else (bits, bits)
         quantization = Recipe(
-            target=target, method=method, weight_bits=weight, activation_bits=activation, bn_fold=fold, seed=seed
-        )
+            target=target, method=method, weight_bits=weight, activation_bits=activation, seed=seed,
+            **_folding(fold, matrix.recipe.hardware),
+        )  # fmt: skip
         quantization.profile()
         quantization.preparing()
         recipe = replace(matrix.recipe, quantization=quantization, training=replace(matrix.recipe.training, seed=seed))
-        folded = "" if fold is None else f"-fold{fold}"
+        folded = "" if fold is None else f"-fold{fold}".replace("*", "star")
         found.append(Run(name=f"{method}-w{weight}a{activation}-{target}{folded}-seed{seed}", recipe=recipe))
     return found
+
+
+def _folding(fold: int | str | None, hardware: Hardware) -> dict[str, Any]:
+    if not isinstance(fold, str):
+        return {"bn_fold": fold}
+    if fold != UNSYNCHRONIZED:
+        raise SettingError(f"bn_fold has to be a number or {UNSYNCHRONIZED!r}, got {fold!r}")
+    if hardware.processes == 1:
+        raise SettingError(
+            f"bn_fold {UNSYNCHRONIZED} differs from 4 in several processes alone: set recipe.hardware.devices, to 2 say"
+        )
+    return {"bn_fold": 4, "bn_synchronized": False}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +159,7 @@ def markdown(records: Iterable[Mapping[str, Any]], *, float_accuracy: float | No
     for record in records:
         q = record["recipe"]["quantization"]
         fold = "target's" if q.get("bn_fold") is None else str(q["bn_fold"])
+        fold += "" if q.get("bn_synchronized", True) else "*"
         key = (q["method"], f"W{q['weight_bits']}A{q['activation_bits']}", q["target"], fold)
         cells.setdefault(key, []).append(record)
     lines = ["| method | bits | target | folding | last | best | float - last | seconds |", "| --- " * 8 + "|"]

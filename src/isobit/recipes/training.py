@@ -63,6 +63,12 @@ class TrainingRecipe:
             )
 
     def same_result(self, other: "TrainingRecipe") -> bool:
-        """Whether both describe the same run: hardware, TensorBoard and notes make no other one of it."""
+        """Whether both describe the same run: TensorBoard and notes make no other one of it, nor does hardware.
+
+        Without `bn_synchronized`, though, the number of processes does.
+        """
+        apart = [r.quantization is not None and not r.quantization.bn_synchronized for r in (self, other)]
+        if any(apart) and self.hardware.processes != other.hardware.processes:
+            return False
         one, two = (replace(r, hardware=Hardware(), tensorboard=False, notes=()) for r in (self, other))
         return one == two
