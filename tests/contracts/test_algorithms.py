@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, prepare
 from isobit.core.errors import CalibrationError
@@ -46,6 +47,16 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
         PostTraining(observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]())),
         4,
     ),
+    **{
+        name: (
+            PostTraining(
+                observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
+                reconstruction=kind(iterations=60),
+            ),
+            4,
+        )
+        for name, kind in RECONSTRUCTIONS.items()
+    },
 }
 """Each with the width at which it is meant to be used."""
 

@@ -1,12 +1,14 @@
 """Post-training quantization: capture, fold, place, insert, calibrate. Minutes, and no training."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor, fx, nn
 
 from isobit.algorithms.calibration import Observation, calibrate, finish
+from isobit.algorithms.reconstruction import Reconstructs, reconstruct
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
@@ -74,10 +76,14 @@ def prepare(
 @final
 @dataclass(frozen=True, kw_only=True)
 class PostTraining:
-    """Settings of post-training quantization: the observers that set ranges, and the preparation's."""
+    """Settings of post-training quantization: the observers that set ranges, the preparation's, and what is learned.
+
+    With `reconstruction` roundings are learned from the calibration data, segment by segment.
+    """
 
     observation: Observation = field(default_factory=Observation)
     preparing: Preparing = field(default_factory=Preparing)
+    reconstruction: Reconstructs | None = None
     seed: int = 0
 
     def apply(
@@ -87,12 +93,20 @@ class PostTraining:
         data: Data,
         profile: Profile,
         *,
+        checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
+        if self.reconstruction is not None:
+            data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
             model = prepare(net, example, profile, self.preparing)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            if self.reconstruction is not None:
+                settings = self.reconstruction.reconstruction(seed=self.seed)
+                model.meta["reconstruction"] = reconstruct(
+                    model, data, settings, checkpoint=checkpoint, progress=progress
+                )
         finish(model)
         return model

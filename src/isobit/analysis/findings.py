@@ -11,6 +11,7 @@ from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
 from isobit.core.granularity import PerChannel, PerTensor, blocks
 from isobit.core.qparams import QParams
+from isobit.core.records import SegmentRecord
 from isobit.core.scheme import PowerOfTwo
 from isobit.graph.insert import preparation
 from isobit.targets import TARGETS
@@ -158,6 +159,12 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
     if "capture" in model.meta:
         yield from model.meta["capture"].notes
     yield from model.meta.get("notes", ())
+    segments: tuple[SegmentRecord, ...] = model.meta.get("reconstruction", ())
+    if rest := [f"{s.name} ({s.nearest:.2g} to {s.learned:.2g})" for s in segments if not s.learned < s.nearest]:
+        yield (
+            f"learned roundings gained nothing in {len(rest)} of {len(segments)} segments, which keep the nearest ones "
+            f"(noise over signal of the output): {_listed(rest)}. Give more samples, or more iterations"
+        )
     for name, report in model.meta.get("passes", {}).items():
         if report.left:
             yield f"the pass {name} left {len(report.left)} alone: {_listed(report.left)}"

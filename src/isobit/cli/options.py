@@ -140,6 +140,15 @@ LayerBits = Annotated[
         show_default=False,
     ),
 ]
+ReconstructionName = Annotated[
+    str | None,
+    typer.Option(
+        "--reconstruction",
+        metavar="NAME",
+        help="Learn the rounding of weights: adaround, brecq or qdrop. Takes minutes; pays below 8 bits.",
+        show_default=False,
+    ),
+]
 RecipeFile = Annotated[
     Path | None,
     typer.Option(

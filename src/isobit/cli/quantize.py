@@ -14,6 +14,8 @@ Examples:
       --eval-data test.npz -t onnxruntime-x86 --bits 4 --report run.html
   isobit quantize cifar10_resnet20 -d cifar10:train --eval-data cifar10:test \\
       -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
+  isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
+      --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
 """
 
 
@@ -32,6 +34,7 @@ def quantize(
     keep_float: o.KeepFloat = None,
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
+    reconstruction: o.ReconstructionName = None,
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
@@ -50,8 +53,9 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place. The file is verified on the target's engine if that is installed. Exit code 9: the
-    verdict is worse than required; 2 to 8: an error, told on stderr.
+    No training takes place; --reconstruction learns the rounding of weights from the calibration data, and goes on
+    where it was interrupted when the same command is given again. The file is verified on the target's engine if that
+    is installed. Exit code 9: the verdict is worse than required; 2 to 8: an error, told on stderr.
     """
     from isobit.cli import quantizing
     from isobit.cli.data import Reading
@@ -63,7 +67,7 @@ def quantize(
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, seed=seed,
+        layer_bits=layer_bits, reconstruction=reconstruction, seed=seed,
     )  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,

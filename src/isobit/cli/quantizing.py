@@ -19,7 +19,7 @@ from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
 from isobit.core.errors import EngineError
 from isobit.core.files import check_writable
-from isobit.core.records import Accuracy, Certificate, FloatOp, to_json
+from isobit.core.records import Accuracy, Certificate, FloatOp, SegmentRecord, to_json
 from isobit.engines import ENGINES
 from isobit.graph.insert import preparation
 from isobit.recipes.codec import encode
@@ -65,6 +65,7 @@ class Quantized:
     float_bytes: int
     file_bytes: int
     written: tuple[Path, ...]
+    reconstruction: tuple[SegmentRecord, ...] = ()
 
 
 def run(job: Job, watch: Watch) -> Quantized:
@@ -82,7 +83,8 @@ def run(job: Job, watch: Watch) -> Quantized:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
     check_fits(net, job.model, data)
     watch.stage("capturing the network")
-    model = quantize_with(net, data, job.recipe, progress=data.counted(watch))
+    checkpoint = _checkpoint(job)
+    model = quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
     with _place(job.output) as path:
         watch.stage(f"exporting {path.name}")
         artifact = export(model, path)
@@ -93,12 +95,22 @@ def run(job: Job, watch: Watch) -> Quantized:
         found = measured(net, model, evaluation, certificate, watch)
         if job.report is not None:
             write_record(job, net, model, data, certificate, found, watch)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
         return Quantized(
             model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
+            reconstruction=model.meta.get("reconstruction", ()),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
+
+
+def _checkpoint(job: Job) -> Path | None:
+    """Where a reconstruction keeps what it has done, until the file is written."""
+    if job.output is None or job.recipe.reconstruction is None:
+        return None
+    return job.output.with_name(f"{job.output.name}.unfinished")
 
 
 def write_record(
@@ -175,6 +187,7 @@ def table(result: Quantized) -> Table:
             *rows.certificate(found),
             *rows.accuracies(result.accuracy, result.evaluation),
             *(own if result.evaluation == result.calibration and result.accuracy else []),
+            *rows.reconstruction(result.reconstruction),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
@@ -192,6 +205,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "evaluation": result.evaluation,
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
+        "reconstruction": [to_json(r) for r in result.reconstruction],
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,
         "file_sha256": result.artifact.sha256,

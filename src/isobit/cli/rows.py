@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from isobit.cli.output import Cell
-from isobit.core.records import Accuracy, Certificate, Comparison, FloatOp
+from isobit.core.records import Accuracy, Certificate, Comparison, FloatOp, SegmentRecord
 from isobit.recipes.recipe import Recipe
 from isobit.report import numbers
 from isobit.report.summary import accuracy_rows
@@ -48,6 +48,21 @@ def comparison(c: Comparison) -> Text:
         if c.first is not None:
             text.append(f"; first at {c.first.op} {c.first.name}")
     return text
+
+
+def reconstruction(found: Sequence[SegmentRecord]) -> list[Row]:
+    """What learning the roundings gained: the noise of the last segment, and the segments that gained nothing."""
+    if not found:
+        return []
+    last = found[-1]
+    gained = [f for f in found if f.learned < f.nearest]
+    share = sum(1 - f.learned / f.nearest for f in gained) / len(gained) if gained else 0.0
+    lines = [f"{len(gained)} of {len(found)} segments, {share:.0%} less noise on average; {last.name}: "]
+    lines[0] += f"{last.nearest:.3g} to {min(last.learned, last.nearest):.3g} of the signal"
+    if rest := [f.name for f in found if not f.learned < f.nearest]:
+        lines.append(f"rounded to nearest, because learning gained nothing: {', '.join(rest[:SHOWN])}")
+        lines[1] += f" and {len(rest) - SHOWN} more" if len(rest) > SHOWN else ""
+    return [("reconstructed", lines)]
 
 
 def accuracies(found: Sequence[Accuracy], data: str) -> list[Row]:

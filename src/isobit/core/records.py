@@ -62,6 +62,19 @@ class LayerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentRecord:
+    """A reconstructed part of a network: noise over signal of its output, rounded to nearest and as learned.
+
+    Where `learned` is not below `nearest`, rounding to nearest was kept.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    nearest: float
+    learned: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatOp:
     """An op that stays in float, and why."""
 

@@ -228,7 +228,10 @@ class _Placer:
         )
 
     def group_bits(self, group: list[fx.Node]) -> int:
-        """The width that the readers with weights ask for, the largest of several; else the profile's."""
+        """What a rule for an op that makes one of the tensors says; else the most that readers with weights ask for."""
+        ruled = [self.rules.bits_of(self.names[t]) for t in group if self.kind(t) not in WEIGHTED]
+        if found := [bits[1] for bits in ruled if bits is not None]:
+            return max(found)
         readers = [r for t in group for r in self.tensors.readers(t)]
         asked = [self.bits(r)[1] for r in readers if self.kind(r) in WEIGHTED and self.computes(r)]
         if asked:

@@ -13,7 +13,8 @@ class Rules:
 
     - `keep_float`: layers that are not quantized.
     - `quantize`: layers that have to be quantized; an error where the target cannot.
-    - `bits`: widths of a layer's weight and input, as one number or (weight, activation).
+    - `bits`: widths of a layer's weight and input, as one number or (weight, activation); of an op without weights,
+      such as a ReLU or an add, the width of its result.
 
     >>> Rules(keep_float=("head*",)).kept_by("head.fc")
     'head*'

@@ -30,12 +30,14 @@ class Slot(nn.Module):
     """Holds one quantizer: passes x through in `float` mode, also shows it to the observer in `observe` mode.
 
     A `stochastic` one lets its quantizer round at random in training, by torch's generator: E[x̂] = x inside the range.
-    In eval mode it rounds to nearest, as what is deployed does.
+    In eval mode it rounds to nearest, as what is deployed does. `original` is the weight before an algorithm put
+    another one in its place, that `float` mode shows; it is not part of the state.
     """
 
     def __init__(self, quantizer: nn.Module, *, name: str, stochastic: bool = False) -> None:
         super().__init__()
         self.quantizer, self.stochastic = quantizer, stochastic
+        self.original: Tensor | None = None
         self.point = name
         self.mode: Mode = "float"
         self.observer: Observes | None = None
@@ -50,7 +52,7 @@ class Slot(nn.Module):
                 self.observer.see(x.detach())
             except CalibrationError as error:
                 raise CalibrationError(f"at {self.point}: {error}") from error
-        return x
+        return x if self.original is None or self.mode != "float" else self.original
 
     def calibrate(self) -> None:
         """Give the quantizer what the observer found, forget the observer and start to quantize."""

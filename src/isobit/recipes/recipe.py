@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
+from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
@@ -36,7 +37,8 @@ class Recipe:
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
     process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
-    logarithmic one, round at random in training.
+    logarithmic one, round at random in training. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its
+    settings: roundings are then learned from the calibration data, and ranges below 8 bits are those of least error.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Recipe:
     bn_fold: int | None = None
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
+    reconstruction: Choice | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,9 +98,12 @@ class Recipe:
     def observation(self) -> Observation:
         """The observers that find the first ranges."""
         profile, preparing = self.profile(), self.preparing()
+        learned = self.reconstruction is not None
         return Observation(
-            weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight"),
-            activation=_observer(self.activation_observer, preparing.activation, profile.activation, "activation"),
+            weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight", learned=learned),
+            activation=_observer(
+                self.activation_observer, preparing.activation, profile.activation, "activation", learned=learned
+            ),
             by_name={
                 name: chosen("observer", OBSERVERS, value, key=f"observers.{name}")
                 for name, value in self.observers.items()
@@ -106,7 +112,15 @@ class Recipe:
 
     def post_training(self) -> PostTraining:
         """The settings of post-training quantization."""
-        return PostTraining(observation=self.observation(), preparing=self.preparing(), seed=self.seed)
+        reconstruction = self.reconstruction
+        return PostTraining(
+            observation=self.observation(),
+            preparing=self.preparing(),
+            reconstruction=None
+            if reconstruction is None
+            else chosen("reconstruction", RECONSTRUCTIONS, reconstruction, key="reconstruction"),
+            seed=self.seed,
+        )
 
 
 def recipe_of(*, target: str, bits: int | None = None, **settings: Any) -> Recipe:
@@ -132,11 +146,12 @@ _TABLES: dict[str, Mapping[str, Any]] = {
     "activation_quantizer": QUANTIZERS,
     "weight_observer": OBSERVERS,
     "activation_observer": OBSERVERS,
+    "reconstruction": RECONSTRUCTIONS,
 }
 
 
 def _observer(
-    choice: Choice | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role
+    choice: Choice | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role, *, learned: bool
 ) -> ObserverSettings:
     if choice is None and quantizer is None:
         choice = "min_max"  # never asked
@@ -144,7 +159,7 @@ def _observer(
         assert quantizer is not None
         choice = getattr(quantizer, "weight_observer", None) if role == "weight" else None
         choice = choice or quantizer.observer
-        if choice == "min_max" and scheme.bits < 8 and isinstance(scheme.granularity, PerTensor):
+        if choice == "min_max" and scheme.bits < 8 and (learned or isinstance(scheme.granularity, PerTensor)):
             choice = "mse"
     found: ObserverSettings = chosen("observer", OBSERVERS, choice, key=f"{role}_observer")
     return found

@@ -50,13 +50,23 @@ __all__ = [
 
 
 def quantize(
-    net: nn.Module, data: Data, *, target: str, bits: int | None = None, progress: Progress = silent, **settings: Any
+    net: nn.Module,
+    data: Data,
+    *,
+    target: str,
+    bits: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress = silent,
+    **settings: Any,
 ) -> fx.GraphModule:
     """Quantize a trained network for a named target from calibration data, without training.
 
     `data` yields batches: tensors, `(inputs, labels)` or dicts; 64 to 1,024 samples are usual. `bits` sets the
     width of weights and activations at once; every other field of `Recipe` can be given by its name. The result
     is a module that computes what will be deployed; the network itself is left as it was.
+
+    With `reconstruction="brecq"` (or `adaround`, `qdrop`) roundings are learned from the data, which takes minutes and
+    is what pays below 8 bits; `checkpoint` names a file from which it goes on after an interruption.
 
     Raises UnknownNameError, SettingError, CaptureError, CalibrationError or UnsupportedError, each with the layer
     and what to do.
@@ -67,15 +77,24 @@ def quantize(
     >>> model(torch.randn(5, 3, 8, 8)).shape
     torch.Size([5, 10])
     """
-    return quantize_with(net, data, recipe_of(target=target, bits=bits, **settings), progress=progress)
+    recipe = recipe_of(target=target, bits=bits, **settings)
+    return quantize_with(net, data, recipe, checkpoint=checkpoint, progress=progress)
 
 
-def quantize_with(net: nn.Module, data: Data, recipe: Recipe, *, progress: Progress = silent) -> fx.GraphModule:
+def quantize_with(
+    net: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: Progress = silent,
+) -> fx.GraphModule:
     """`quantize` with a recipe."""
     settings, profile = recipe.post_training(), recipe.profile()
     first, data = _peek(data)
     example = tuple(x[:1] for x in first.inputs)
-    model = settings.apply(net, example, data, profile, progress=progress)
+    held = None if checkpoint is None else Path(checkpoint)
+    model = settings.apply(net, example, data, profile, checkpoint=held, progress=progress)
     model.meta["example"], model.meta["recipe"] = example, encode(recipe)
     return model
 

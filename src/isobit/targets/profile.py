@@ -62,14 +62,18 @@ class Profile:
     fold_bn: bool = True
 
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
-        """The same target at other widths; the first and last layer keep `edge_bits`."""
+        """The same target at other widths; the first and last layer keep `edge_bits`.
+
+        Weights that are `narrow`, without the level -128, have all levels at other widths: an engine holds those in
+        bytes, and at 2 bits the lowest is a quarter of them.
+        """
         for bits in (weight, activation):
             if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
                 raise SettingError(f"{self.name} computes with 1 to 8 bits, got {bits!r}")
         weight_bits = weight or self.weight.bits
         return replace(
             self,
-            weight=replace(self.weight, bits=weight_bits, narrow=self.weight.narrow and weight_bits > 1),
+            weight=replace(self.weight, bits=weight_bits, narrow=self.weight.narrow and weight_bits == 8),
             activation=replace(self.activation, bits=activation or self.activation.bits),
         )
 

@@ -1,0 +1,34 @@
+"""AdaRound: up or down is learned for each weight, layer by layer (Nagel et al., ICML 2020, arXiv:2004.10568)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from isobit.algorithms.reconstruction import Reconstruction
+from isobit.graph.segments import Unit
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaRound:
+    """Settings of AdaRound: argmin over V of E ||f(W x) - f(Ŵ x̂)||² + λ Σ 1 - |2 h(V) - 1|^β (equations 21 and 25).
+
+    f is the activation behind the layer, x̂ comes from the quantized layers before. The paper takes 10,000 iterations
+    at Adam's rate 1e-3; these few need a larger one. Steps of activations stay as calibrated.
+    """
+
+    unit: ClassVar[Unit] = "layer"
+    iterations: int = 400
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    regularization: float = 0.01
+
+    def reconstruction(self, *, seed: int) -> Reconstruction:
+        """What the shared loop is told."""
+        return Reconstruction(
+            unit=self.unit,
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            rounding_rate=self.learning_rate,
+            regularization=self.regularization,
+            seed=seed,
+        )

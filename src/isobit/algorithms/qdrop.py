@@ -1,0 +1,39 @@
+"""QDrop: blocks learn while activations are quantized at random (Wei et al., ICLR 2022, arXiv:2203.05740)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from isobit.algorithms.reconstruction import Reconstruction
+from isobit.graph.segments import Unit
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QDrop:
+    """Settings of QDrop: as BRECQ, but each element of each activation is quantized with probability `quantized`.
+
+    Else it passes in float (equation 8), and the block's input is mixed alike from the quantized and the float network.
+    Weights and the steps of activations learn together. The published code's option for it, `drop_prob`, is this same
+    probability to stay quantized.
+    """
+
+    unit: ClassVar[Unit] = "block"
+    iterations: int = 400
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    step_rate: float = 1e-3
+    regularization: float = 0.01
+    quantized: float = 0.5
+
+    def reconstruction(self, *, seed: int) -> Reconstruction:
+        """What the shared loop is told."""
+        return Reconstruction(
+            unit=self.unit,
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            rounding_rate=self.learning_rate,
+            step_rate=self.step_rate,
+            regularization=self.regularization,
+            quantized=self.quantized,
+            seed=seed,
+        )
