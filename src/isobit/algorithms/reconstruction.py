@@ -135,8 +135,9 @@ def _reconstruct_one(
         rescale(slot, step.scale().detach())
     learned = _error(model, part, exact, rounded)
     if not learned < nearest:
-        for name, weight in kept.items():
+        for (name, weight), slot in zip(kept.items(), weights, strict=True):
             replace_weight(model, name, weight)
+            slot.original = None
         for slot, scale in before.items():
             rescale(slot, scale)
     return SegmentRecord(name=part.name, layers=part.layers, nearest=nearest, learned=learned)
