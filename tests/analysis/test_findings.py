@@ -35,7 +35,7 @@ def about(texts: tuple[str, ...], words: str) -> list[str]:
 
 def test_channels_of_a_depthwise_layer() -> None:
     net = depthwise(ranges=[50.0, 1.0, 0.2, 0.0, 25.0])
-    model = quantize(net, [torch.randn(8, 3, 6, 6)], target="tvm")
+    model = quantize(net, [torch.randn(8, 3, 6, 6)], target="tvm", weight_observer="min_max", equalize=False)
     layer = next(x for x in quantized_layers(model) if x.name == "1")
     assert layer.label == "depthwise conv"
     c = channels(layer)
@@ -45,16 +45,17 @@ def test_channels_of_a_depthwise_layer() -> None:
 
 
 def test_one_scale_for_channels_that_differ() -> None:
-    (text,) = about(found(depthwise(ranges=[50.0, 1.0, 0.2, 25.0]), "snpe"), "one weight scale")
+    (text,) = about(found(depthwise(ranges=[50.0, 1.0, 0.2, 25.0]), "snpe", equalize=False), "one weight scale")
     assert "1 (depthwise conv, 250 times, at most 3 levels in 1 of 4 channels)" in text
     assert "onnxruntime-x86" in text
     assert "snpe" not in text
     assert "0 (conv" not in text
+    assert not about(found(depthwise(ranges=[50.0, 1.0, 0.2, 25.0]), "snpe"), "one weight scale")  # equalized
 
 
 def test_a_scale_per_channel_is_no_finding() -> None:
     assert not about(found(depthwise(ranges=[50.0, 1.0, 0.2, 25.0]), "onnxruntime-x86"), "one weight scale")
-    assert not about(found(depthwise(ranges=[50.0, 1.0, 0.6, 25.0]), "snpe"), "one weight scale")
+    assert not about(found(depthwise(ranges=[50.0, 1.0, 0.6, 25.0]), "snpe", equalize=False), "one weight scale")
 
 
 def test_zero_and_dead_channels() -> None:
@@ -71,12 +72,14 @@ def test_zero_and_dead_channels() -> None:
 
 def test_the_layer_responsible_is_named_where_accuracy_is_lost() -> None:
     net = depthwise(ranges=[4000.0, 1.0, 0.2, 0.3])
-    first = found(net, "snpe")[0]
+    first = found(net, "snpe", equalize=False)[0]
     assert first.startswith("the output's SQNR is ")
     assert "Layers responsible, by their share of the noise when each is quantized alone: " in first
     assert "1 (depthwise conv) " in first
     assert "0 (conv)" not in first
-    assert found(net, "snpe", lost=0.25)[0].startswith("quantization costs 25.0% of the samples. Layers responsible")
+    assert found(net, "snpe", lost=0.25, equalize=False)[0].startswith(
+        "quantization costs 25.0% of the samples. Layers responsible"
+    )
     good = depthwise(ranges=[1.0, 1.0, 1.0, 1.0])
     assert not about(found(good, "onnxruntime-x86", lost=0.001), "responsible")
     assert about(found(good, "onnxruntime-x86", lost=0.02), "quantization costs 2.0% of the samples")
@@ -116,7 +119,7 @@ def test_values_clipped_by_a_power_of_two() -> None:
     """The largest value 1.4 asks for the scale 1.4 / 127 = 2^-6.50: the nearest power of two, 2^-7, ends at 0.99."""
     net = nn.Sequential(nn.Linear(4, 4))
     x = 1.4 * torch.linspace(-1.0, 1.0, 400).reshape(100, 4)
-    model = quantize(net, [x], target="tvm")
+    model = quantize(net, [x], target="tvm", activation_observer="min_max")
     layers = quantized_layers(model)
     (text,) = about(findings(model, layers, measure(model, layers, [x])), "outside the range")
     outside = float(((x > 127.5 / 128) | (x < -128.5 / 128)).float().mean())

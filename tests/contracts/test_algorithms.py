@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.algorithms import RECONSTRUCTIONS
+from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
-from isobit.algorithms.post_training import PostTraining, prepare
+from isobit.algorithms.post_training import PostTraining, Preparing, prepare
 from isobit.core.errors import CalibrationError
 from isobit.graph.capture import capture
 from isobit.graph.convert import convert, hash_integers
@@ -47,6 +48,8 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
         PostTraining(observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]())),
         4,
     ),
+    "bias_correction": (PostTraining(bias_correction=BiasCorrection()), 8),
+    "equalization": (PostTraining(preparing=Preparing(equalize=True)), 8),
     **{
         name: (
             PostTraining(

@@ -96,6 +96,13 @@ def test_widths() -> None:
     assert bits["sigmoid"] == 5
 
 
+def test_a_rule_for_an_op_without_weights_is_the_width_of_its_result() -> None:
+    usual = {p.name: p.scheme.bits for p in plan(Block(), "openvino-cpu", weight=4, activation=4).activations}
+    assert usual["relu"] == 4
+    ruled = plan(Block(), "openvino-cpu", Rules(bits={"relu": (4, 6)}), weight=4, activation=4).activations
+    assert {p.name: p.scheme.bits for p in ruled} == usual | {"relu": 6}
+
+
 def test_kept_in_float() -> None:
     found = plan(Chain(), "snpe", Rules(keep_float=("b",)), torch.randn(2, 4))
     assert [w.name for w in found.weights] == ["a", "c", "d"]

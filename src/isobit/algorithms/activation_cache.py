@@ -11,8 +11,13 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from isobit.analysis.modes import slots_in_mode
-from isobit.core.errors import UnsupportedError
+from isobit.core.batches import Data, batches
+from isobit.core.errors import CalibrationError, UnsupportedError
+from isobit.graph.segments import Segment
 from isobit.graph.slots import Slot, weight_slot
+
+AT_ONCE = 64
+"""Samples of a batch where nothing is learned."""
 
 Values = Mapping[fx.Node, Any]
 
@@ -72,6 +77,10 @@ class ActivationCache:
         wanted = set(nodes)
         self._values = {node: value for node, value in self._values.items() if node in wanted}
 
+    def batches(self) -> Iterator[Tensor]:
+        """The numbers of all samples, `AT_ONCE` at a time."""
+        return iter(torch.split(torch.arange(self.samples), AT_ONCE))
+
     def tensors(self) -> list[tuple[str, Tensor]]:
         """What is held, by the nodes' names."""
         return [(node.name, v.tensor) for node, v in self._values.items() if v.tensor is not None]
@@ -120,6 +129,34 @@ def execute(model: fx.GraphModule, nodes: Sequence[fx.Node], values: Values) -> 
             function: Callable[..., Any] = node.target  # type: ignore[assignment]
             known[node] = function(*args, **kwargs)
     return known
+
+
+def cached_inputs(model: fx.GraphModule, data: Data, limit: int) -> tuple[ActivationCache, ActivationCache]:
+    """Two caches, for the float and the quantized network, that hold the samples as the values of the graph's inputs.
+
+    Raises CalibrationError for data that does not fit.
+    """
+    found = list(batches(data))
+    samples = sum(batch.size for batch in found)
+    places = [n for n in model.graph.nodes if n.op == "placeholder"]
+    caches = ActivationCache(samples, limit // 2), ActivationCache(samples, limit // 2)
+    start = 0
+    for batch in found:
+        if len(batch.inputs) != len(places):
+            raise CalibrationError(f"the network takes {len(places)} inputs, the data has {len(batch.inputs)}")
+        for cache in caches:
+            for node, x in zip(places, batch.inputs, strict=True):
+                cache.write(node, start, batch.size, x)
+        start += batch.size
+    return caches
+
+
+def run_segment(model: fx.GraphModule, part: Segment, cache: ActivationCache) -> None:
+    """Run a segment over all samples and keep what is read behind it."""
+    for index in cache.batches():
+        values = execute(model, part.nodes, cache.batch(part.inputs, index))
+        for node in part.outputs:
+            cache.write(node, int(index[0]), len(index), values[node])
 
 
 @contextmanager

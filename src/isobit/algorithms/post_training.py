@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.reconstruction import Reconstructs, reconstruct
 from isobit.core.batches import Data
@@ -15,7 +16,7 @@ from isobit.core.progress import Progress, silent
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
-from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
+from isobit.graph.passes import EqualizeLayers, FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
 from isobit.quantizers import Fixed, QuantizerSettings
@@ -30,7 +31,8 @@ class Preparing:
     A quantizer that is None leaves all weights, or all activations, in float.
     `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
     with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
-    processes. With `stochastic_rounding` quantizers round at random in training.
+    processes. With `stochastic_rounding` quantizers round at random in training. `equalize` gives the channels of
+    neighbouring layers equal ranges first, which needs batch norm merged (`bn_fold` 0).
     """
 
     weight: QuantizerSettings | None = Fixed()
@@ -39,6 +41,7 @@ class Preparing:
     bn_fold: Strategy | None = None
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
+    equalize: bool = False
 
     def __post_init__(self) -> None:
         if self.bn_fold is not None and (isinstance(self.bn_fold, bool) or self.bn_fold not in STRATEGIES):
@@ -55,6 +58,8 @@ def prepare(
     fold = settings.bn_fold if settings.bn_fold is not None else 0 if profile.fold_bn else -1
     if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)
+    if settings.equalize:
+        reports["equalize"] = EqualizeLayers().apply(model)
     plan = place(model, profile, settings.rules)
     notes = insert(
         model,
@@ -78,11 +83,13 @@ def prepare(
 class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, the preparation's, and what is learned.
 
-    With `reconstruction` roundings are learned from the calibration data, segment by segment.
+    With `bias_correction` layers keep their mean output; with `reconstruction` roundings are learned from the
+    calibration data, segment by segment.
     """
 
     observation: Observation = field(default_factory=Observation)
     preparing: Preparing = field(default_factory=Preparing)
+    bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
     seed: int = 0
 
@@ -97,7 +104,7 @@ class PostTraining:
         progress: Progress = silent,
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
-        if self.reconstruction is not None:
+        if self.reconstruction is not None or self.bias_correction is not None:
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
@@ -108,5 +115,7 @@ class PostTraining:
                 model.meta["reconstruction"] = reconstruct(
                     model, data, settings, checkpoint=checkpoint, progress=progress
                 )
+            if self.bias_correction is not None:
+                model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
         return model

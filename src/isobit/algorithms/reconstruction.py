@@ -11,12 +11,19 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from isobit.algorithms.activation_cache import ActivationCache, Values, execute, slots_of
+from isobit.algorithms.activation_cache import (
+    ActivationCache,
+    Values,
+    cached_inputs,
+    execute,
+    run_segment,
+    slots_of,
+)
 from isobit.algorithms.fisher import fisher
 from isobit.algorithms.reconstruction_progress import Done, replace_weight, rescale
 from isobit.algorithms.soft_quantizers import LearnedStep, SoftRounding
-from isobit.core.batches import Data, batches
-from isobit.core.errors import CalibrationError, SettingError, UnsupportedError
+from isobit.core.batches import Data
+from isobit.core.errors import SettingError, UnsupportedError
 from isobit.core.grid import Uniform
 from isobit.core.progress import Progress, silent
 from isobit.core.qparams import QParams
@@ -28,9 +35,6 @@ from isobit.graph.slots import Slot, weight_slot
 from isobit.quantizers.fixed import FixedQuantizer
 
 Weighting = Literal["none", "fisher"]
-
-AT_ONCE = 64
-"""Samples of a batch where nothing is learned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,17 +94,17 @@ def reconstruct(
     model.eval()
     parts = segments(model, settings.unit)
     _check(model, parts)
-    exact, rounded = _inputs(model, data, settings)
+    exact, rounded = cached_inputs(model, data, settings.memory_limit)
     done = Done(checkpoint, model, exact, settings)
     for number, part in enumerate(parts):
         later = {n for p in parts[number + 1 :] for n in p.inputs}
         with torch.no_grad(), slots_of(model, part.nodes, "float"):
-            _advance(model, part, exact)
+            run_segment(model, part, exact)
         if not done.restore(model, number):
             record = _reconstruct_one(model, part, exact, rounded, settings, number)
             done.add(model, part, record)
         with torch.no_grad(), slots_of(model, part.nodes, "quantize"):
-            _advance(model, part, rounded)
+            run_segment(model, part, rounded)
         for cache in (exact, rounded):
             cache.keep(later)
         progress("reconstructing", number + 1, len(parts))
@@ -234,39 +238,12 @@ def _soften(
     return weights, steps
 
 
-def _inputs(model: fx.GraphModule, data: Data, settings: Reconstruction) -> tuple[ActivationCache, ActivationCache]:
-    """Both caches, with the calibration samples as the values of the graph's inputs."""
-    found = list(batches(data))
-    samples = sum(batch.size for batch in found)
-    places = [n for n in model.graph.nodes if n.op == "placeholder"]
-    caches = ActivationCache(samples, settings.memory_limit // 2), ActivationCache(samples, settings.memory_limit // 2)
-    start = 0
-    for batch in found:
-        if len(batch.inputs) != len(places):
-            raise CalibrationError(f"the network takes {len(places)} inputs, the data has {len(batch.inputs)}")
-        for cache in caches:
-            for node, x in zip(places, batch.inputs, strict=True):
-                cache.write(node, start, batch.size, x)
-        start += batch.size
-    return caches
-
-
-def _advance(model: fx.GraphModule, part: Segment, cache: ActivationCache) -> None:
-    """Run a segment over all samples and keep what is read behind it."""
-    for start in range(0, cache.samples, AT_ONCE):
-        index = torch.arange(start, min(start + AT_ONCE, cache.samples))
-        values = execute(model, part.nodes, cache.batch(part.inputs, index))
-        for node in part.outputs:
-            cache.write(node, start, len(index), values[node])
-
-
 @torch.no_grad()
 def _error(model: fx.GraphModule, part: Segment, exact: ActivationCache, rounded: ActivationCache) -> float:
     """Noise power over signal power of a segment's result, quantized as it will be."""
     noise = signal = 0.0
     with slots_of(model, part.nodes, "quantize"):
-        for start in range(0, exact.samples, AT_ONCE):
-            index = torch.arange(start, min(start + AT_ONCE, exact.samples))
+        for index in exact.batches():
             y = execute(model, part.nodes, rounded.batch(part.inputs, index))[part.result]
             target = exact.batch((part.result,), index)[part.result]
             noise += float((y - target).double().square().sum())

@@ -140,6 +140,22 @@ LayerBits = Annotated[
         show_default=False,
     ),
 ]
+Equalize = Annotated[
+    bool | None,
+    typer.Option(
+        "--equalize/--no-equalize",
+        help="Even out the ranges of channels over neighbouring layers. [default: where a weight has one scale]",
+        show_default=False,
+    ),
+]
+CorrectBiases = Annotated[
+    bool | None,
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Give back to biases what rounding takes from the mean of a layer's output.",
+        show_default=False,
+    ),
+]
 ReconstructionName = Annotated[
     str | None,
     typer.Option(

@@ -34,6 +34,8 @@ def quantize(
     keep_float: o.KeepFloat = None,
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
+    equalize: o.Equalize = None,
+    bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
@@ -53,10 +55,8 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place; --reconstruction learns the rounding of weights from the calibration data, and goes on
-    where it was interrupted when the same command is given again. The file is verified on the target's engine if that
-    is installed. Exit code 9: the verdict is worse than required; 2 to 8: an error, told on stderr.
-    """
+    No training takes place; an interrupted --reconstruction goes on when the same command is given again. Exit code 9:
+    a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
     from isobit.cli import quantizing
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
@@ -65,9 +65,9 @@ def quantize(
 
     check_verdict(require)
     settings = recipe_of(
-        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
+        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, reconstruction=reconstruction, seed=seed,
+        layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
     )  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,

@@ -75,6 +75,15 @@ class SegmentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorrectionRecord:
+    """A corrected bias: the largest and the mean size of what was added, over the channels."""
+
+    layer: str
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatOp:
     """An op that stays in float, and why."""
 

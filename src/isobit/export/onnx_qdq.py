@@ -110,12 +110,20 @@ def to_onnx(model: fx.GraphModule, example: tuple[Tensor, ...]) -> ir.Model:
 
 
 def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
+    return op.DequantizeLinear(_quantize(x, scale, zero_point, low, high), scale, zero_point)
+
+
+def _quantize_cap_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int, caps: Any) -> Any:
+    return op.DequantizeLinear(op.Min(_quantize(x, scale, zero_point, low, high), caps), scale, zero_point)
+
+
+def _quantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
     q = op.QuantizeLinear(x, scale, zero_point)
     if (low, high) not in ((0, 255), (-128, 127)):
         # On the integers: a float Clip in front would keep engines from fusing the QuantizeLinear.
         kind = np.int8 if low < 0 else np.uint8
         q = op.Clip(q, op.Constant(value=_byte(low, kind)), op.Constant(value=_byte(high, kind)))
-    return op.DequantizeLinear(q, scale, zero_point)
+    return q
 
 
 def _quantize_to_levels(x: Any, quarter: Any, half: Any, offset: Any, table: Any, scale: Any, zero_point: Any) -> Any:
@@ -147,6 +155,7 @@ def _global_average_pool(x: Any) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.quantize_dequantize.default: _quantize_dequantize,
+    torch.ops.isobit.quantize_cap_dequantize.default: _quantize_cap_dequantize,
     torch.ops.isobit.dequantize.default: _dequantize,
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
     torch.ops.isobit.quantize_to_levels.default: _quantize_to_levels,

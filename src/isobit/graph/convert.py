@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.core.qparams import DynamicRange, QParams
+from isobit.graph.capped import CappedReLU
 from isobit.graph.deployed import (
     CodebookWeight,
     DeployedConv,
@@ -22,7 +23,7 @@ from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
 
-NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax"})
+NON_NEGATIVE = frozenset({"relu", "relu6", "capped_relu", "sigmoid", "hardsigmoid", "softmax"})
 """Kinds whose results are never below zero."""
 
 KEEPS_SIGN = frozenset(
@@ -53,6 +54,8 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
                 signed_bytes=profile.signed_bytes,
             )
             _replace(deployed, node, quantizer)
+            if isinstance(quantizer, ActivationQuantizer):
+                _take_cap(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
             scale = _input_scale(deployed, tensors, node) if profile.bias_bits else None
             _replace(deployed, node, _deployed_layer(module, slot, scale))
@@ -129,6 +132,16 @@ def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | 
         grid = module.grid()
         return None if isinstance(grid, DynamicRange) else grid.scale.detach()
     return None
+
+
+def _take_cap(model: fx.GraphModule, node: fx.Node, quantizer: ActivationQuantizer) -> None:
+    """Let a quantizer cap the integers, where a ReLU with caps is in front of it alone: that one becomes a ReLU."""
+    (source,) = node.all_input_nodes
+    module = model.get_submodule(str(source.target)) if source.op == "call_module" else None
+    if not isinstance(module, CappedReLU) or len(source.users) > 1:
+        return
+    quantizer.cap(module.cap, source.meta["val"].dim())
+    _replace(model, source, nn.ReLU())
 
 
 def _non_negative_slots(model: nn.Module, tensors: Tensors) -> set[str]:

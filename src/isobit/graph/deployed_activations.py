@@ -12,7 +12,13 @@ from isobit.core.granularity import PerTensor
 from isobit.core.grid import Uniform
 from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.scheme import Scheme
-from isobit.graph.integer_ops import check_bits, dynamic_quantize_dequantize, quantize_dequantize, quantize_to_levels
+from isobit.graph.integer_ops import (
+    check_bits,
+    dynamic_quantize_dequantize,
+    quantize_cap_dequantize,
+    quantize_dequantize,
+    quantize_to_levels,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +79,11 @@ def activation_quantizer(
 
 @final
 class ActivationQuantizer(nn.Module):
-    """x → integers → x̂, with constants."""
+    """x → integers → x̂, with constants; `cap` limits the integers of each channel."""
 
     scale: Tensor
     zero_point: Tensor
+    caps: Tensor
 
     def __init__(self, grid: StoredGrid) -> None:
         super().__init__()
@@ -84,9 +91,18 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", grid.zero_point)
         self.low, self.high = grid.low, grid.high
 
+    def cap(self, limits: Tensor, dims: int) -> None:
+        """Take in min(x, limits), of (channels,), which rounding commutes with; x has `dims` axes."""
+        q = (limits / self.scale).round() + self.zero_point.to(limits.dtype)
+        q = q.clamp(self.low, self.high).to(self.zero_point.dtype)
+        self.register_buffer("caps", q.reshape(-1, *[1] * (dims - 2)))
+
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: any."""
-        y: Tensor = quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+        """Shapes: any; with caps (n, channels, …)."""
+        if "caps" in self._buffers:
+            y: Tensor = quantize_cap_dequantize(x, self.scale, self.zero_point, self.low, self.high, self.caps)
+        else:
+            y = quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
         return y
 
 

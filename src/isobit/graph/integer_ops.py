@@ -21,6 +21,22 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tens
     return torch.empty_like(x)
 
 
+@torch.library.custom_op("isobit::quantize_cap_dequantize", mutates_args=())
+def quantize_cap_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, caps: Tensor) -> Tensor:
+    """(min(clip(rint(x / s) + z, low, high), caps) - z) · s: as `quantize_dequantize`, with a Min on the integers.
+
+    Shapes: x (n, channels, …); caps (channels, 1, …), of the zero point's type.
+    """
+    z = zero_point.to(x.dtype)
+    q = (x / scale).round_().add_(z).clamp_(low, high)
+    return torch.minimum(q, caps.to(x.dtype)).sub_(z).mul_(scale)
+
+
+@quantize_cap_dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, caps: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("isobit::quantize_to_levels", mutates_args=())
 def quantize_to_levels(
     x: Tensor, quarter: Tensor, half: Tensor, offset: Tensor, table: Tensor, scale: Tensor, zero_point: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from isobit.graph.attention import Attention
+from isobit.graph.capped import CappedReLU
 from isobit.graph.deployed import GlobalAveragePool
 from isobit.graph.deployed_activations import ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer
 from isobit.graph.names import function_name
@@ -30,6 +31,7 @@ MEANINGS: Mapping[str, str] = {
     "instance_norm": "instance normalization",
     "relu": "max(x, 0)",
     "relu6": "min(max(x, 0), 6)",
+    "capped_relu": "min(max(x, 0), c), one c for each channel",
     "hardswish": "x · relu6(x + 3) / 6",
     "hardsigmoid": "relu6(x + 3) / 6",
     "sigmoid": "1 / (1 + exp(-x))",
@@ -76,6 +78,7 @@ MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] =
     ((nn.LayerNorm, nn.RMSNorm), "layer_norm"),
     (nn.GroupNorm, "group_norm"),
     (nn.ReLU6, "relu6"),
+    (CappedReLU, "capped_relu"),
     (nn.ReLU, "relu"),
     (nn.Hardswish, "hardswish"),
     (nn.Hardsigmoid, "hardsigmoid"),

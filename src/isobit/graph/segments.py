@@ -15,7 +15,9 @@ from isobit.graph.tensors import Tensors, tensors_of
 
 Unit = Literal["layer", "block"]
 
-FUSED_BEHIND = frozenset({"batch_norm", "relu", "relu6", "clamp", "hardswish", "hardsigmoid", "silu", "gelu", "prelu"})
+FUSED_BEHIND = frozenset(
+    {"batch_norm", "relu", "relu6", "capped_relu", "clamp", "hardswish", "hardsigmoid", "silu", "gelu", "prelu"}
+)
 """Kinds that belong to the layer in front of them."""
 
 

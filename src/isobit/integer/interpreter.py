@@ -149,6 +149,8 @@ class Reference:
         if step.node.op == "Clip":
             low, high = clip_limits(step.node, [x.q, *rest])
             return {step.node.outputs[0]: replace(x, q=x.q.clamp(low, high))}
+        if step.node.op == "Min":
+            return {step.node.outputs[0]: replace(x, q=torch.minimum(x.q, _float(rest[0])))}
         found = evaluate(step.node, [x.q, *rest], self.graph.opset)
         return {name: replace(x, q=q) for name, q in zip(step.node.outputs, found, strict=False)}
 
@@ -183,6 +185,11 @@ _SMALLEST = {
     (False, True): torch.int32,
     (True, True): torch.int16,
 }
+
+
+def _float(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x.float()
 
 
 def run_reference(

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from isobit.core.errors import SettingError
 from isobit.core.qparams import QParams
-from isobit.core.scheme import Scheme
+from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.observers.range_error import best_range, has_free_ends, quantization_error
 from isobit.observers.streaming_histogram import HistogramPart, StreamingHistogram
+
+NEXT_POWER = 1.42
+"""A little more than √2: with this factor the nearest power of two is never below what the range asks for."""
 
 COARSE = 4
 """Every how many candidates the search looks first."""
@@ -44,13 +47,15 @@ class Mse:
 def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) -> tuple[Tensor, Tensor]:
     """argmin over the factors f of Σ |x - x̂|^power, with the range f · [low, high].
 
-    f = 1, 1 - 1/steps, …, 1/steps, then halves down to one bin, for the sake of lone outliers; every fourth is tried,
-    then the ones beside the best. A range with a zero point, or a codebook, is then shrunk at one end at a time, twice.
+    f = 1, 1 - 1/steps, …, 1/steps (√2 too for powers of two, the nearest of which may clip by as much), then halves down
+    to one bin, for the sake of lone outliers; every fourth is tried, then the ones beside the best. A range with a zero
+    point, or a codebook, is then shrunk at one end at a time, twice.
     """
     points, weights = part.points()
     factors = torch.arange(steps, 0, -1, device=points.device, dtype=torch.float64) / steps
     halves = 0.5 ** torch.arange(1, 12, device=points.device, dtype=torch.float64) / steps
-    factors = torch.cat([factors, halves])[None, :]
+    wider = factors.new_full((int(isinstance(scheme.scale, PowerOfTwo)),), NEXT_POWER)
+    factors = torch.cat([wider, factors, halves])[None, :]
     lows, highs = part.low.clamp(max=0)[:, None] * factors, part.high.clamp(min=0)[:, None] * factors
 
     def best(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from isobit.algorithms import RECONSTRUCTIONS
+from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerTensor
-from isobit.core.scheme import Scheme
+from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
 from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
@@ -31,13 +32,17 @@ class Recipe:
 
     Bits are the target's own where they are None; 32 leaves all weights, or all activations, in float. An observer
     that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits and where each channel has a scale,
-    and `mse` for one scale of fewer bits, where clipping the tails pays.
+    and `mse` for one scale of fewer bits, where clipping the tails pays, and for powers of two, the nearest of which
+    may clip a lot.
     `method` names both quantizers at once, as `isobit.recipes.methods` has them. A quantizer or an observer is a name,
     or a table of its settings that holds the name: `{ name = "slb", begin = 0.2 }`.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
     process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
-    logarithmic one, round at random in training. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its
+    logarithmic one, round at random in training. `equalize` evens
+    out the ranges of channels over neighbouring layers; None does it where quantization without training meets one
+    scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a layer's output.
+    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its
     settings: roundings are then learned from the calibration data, and ranges below 8 bits are those of least error.
     """
 
@@ -57,6 +62,8 @@ class Recipe:
     bn_fold: int | None = None
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
+    equalize: bool | None = None
+    bias_correction: bool = False
     reconstruction: Choice | None = None
     seed: int = 0
 
@@ -78,8 +85,8 @@ class Recipe:
         """The exceptions by layer."""
         return Rules(keep_float=self.keep_float, quantize=self.quantize, bits=self.layer_bits)
 
-    def preparing(self) -> Preparing:
-        """The settings of the preparation."""
+    def preparing(self, *, trains: bool = True) -> Preparing:
+        """The settings of the preparation, for training or for post-training quantization."""
         choices: tuple[Choice, Choice] = (self.weight_quantizer, self.activation_quantizer)
         if self.method is not None:
             method = look_up("method", METHODS, self.method)
@@ -93,7 +100,15 @@ class Recipe:
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
             stochastic_rounding=self.stochastic_rounding,
+            equalize=self._equalizes(trains=trains),
         )
+
+    def _equalizes(self, *, trains: bool) -> bool:
+        if self.equalize is not None:
+            return self.equalize
+        profile = self.profile()
+        one_scale = isinstance(profile.weight.granularity, PerTensor) and self.weight_bits != FLOAT_BITS
+        return not trains and one_scale and profile.fold_bn and self.bn_fold in (None, 0)
 
     def observation(self) -> Observation:
         """The observers that find the first ranges."""
@@ -115,7 +130,8 @@ class Recipe:
         reconstruction = self.reconstruction
         return PostTraining(
             observation=self.observation(),
-            preparing=self.preparing(),
+            preparing=self.preparing(trains=False),
+            bias_correction=BiasCorrection() if self.bias_correction else None,
             reconstruction=None
             if reconstruction is None
             else chosen("reconstruction", RECONSTRUCTIONS, reconstruction, key="reconstruction"),
@@ -159,7 +175,8 @@ def _observer(
         assert quantizer is not None
         choice = getattr(quantizer, "weight_observer", None) if role == "weight" else None
         choice = choice or quantizer.observer
-        if choice == "min_max" and scheme.bits < 8 and (learned or isinstance(scheme.granularity, PerTensor)):
+        few = scheme.bits < 8 and (learned or isinstance(scheme.granularity, PerTensor))
+        if choice == "min_max" and (few or isinstance(scheme.scale, PowerOfTwo)):
             choice = "mse"
     found: ObserverSettings = chosen("observer", OBSERVERS, choice, key=f"{role}_observer")
     return found

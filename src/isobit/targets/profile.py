@@ -93,7 +93,7 @@ ARITHMETIC_OPS = CONV_AND_LINEAR | {"add", "matmul", "global_avg_pool", "avg_poo
 MOVES = frozenset({"max_pool", "reshape", "transpose", "pad", "slice", "concat"})
 """Ops that move or select integers: what goes in and what comes out share one scale."""
 
-ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})
+ACTIVATIONS = frozenset({"relu", "relu6", "capped_relu", "clamp"})
 """Piecewise linear functions that an engine fuses into the op before."""
 
 FUSED_ACTIVATIONS = frozenset(

@@ -1,5 +1,6 @@
 """Graph passes. A new one costs a file and a line in this table."""
 
+from isobit.graph.passes.equalize import EqualizeLayers
 from isobit.graph.passes.fold_bn import FoldBatchNorm
 from isobit.graph.passes.fold_bn_in_training import FoldBatchNormInTraining
 from isobit.graph.passes.global_pool import UnifyGlobalPool
@@ -7,6 +8,7 @@ from isobit.graph.passes.merge_bn_into_scales import MergeBatchNormIntoScales
 from isobit.graph.passes.protocol import Pass, PassReport
 
 PASSES: dict[str, type[Pass]] = {
+    "equalize": EqualizeLayers,
     "fold_bn": FoldBatchNorm,
     "fold_bn_in_training": FoldBatchNormInTraining,
     "merge_bn_into_scales": MergeBatchNormIntoScales,
@@ -15,6 +17,7 @@ PASSES: dict[str, type[Pass]] = {
 
 __all__ = [
     "PASSES",
+    "EqualizeLayers",
     "FoldBatchNorm",
     "FoldBatchNormInTraining",
     "MergeBatchNormIntoScales",
