@@ -47,7 +47,7 @@ class Mse:
 def mse_range(part: HistogramPart, scheme: Scheme, *, power: float, steps: int) -> tuple[Tensor, Tensor]:
     """argmin over the factors f of Σ |x - x̂|^power, with the range f · [low, high].
 
-    f = 1, 1 - 1/steps, …, 1/steps (√2 too for powers of two, the nearest of which may clip by as much), then halves down
+    f = 1, 1 - 1/steps, …, 1/steps (√2 too for powers of two: the nearest may clip as much), then halves down
     to one bin, for the sake of lone outliers; every fourth is tried, then the ones beside the best. A range with a zero
     point, or a codebook, is then shrunk at one end at a time, twice.
     """
