@@ -11,7 +11,7 @@ from torch import nn
 import isobit
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import finish
-from isobit.core.errors import CalibrationError
+from isobit.core.errors import CalibrationError, SettingError
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.insert import slots
 from zoo import small_networks
@@ -111,3 +111,9 @@ def test_data_for_another_network_is_refused() -> None:
     isobit.calibrate(model, [torch.randn(8, *x.shape[1:])])
     with pytest.raises(CalibrationError, match="takes 1 inputs, the data has 2"):
         BiasCorrection().apply(model, [((x, x),)])
+
+
+def test_means_inside_of_blocks_that_learned_as_a_whole_are_left_alone() -> None:
+    net, (x,) = small_networks()["residual"]
+    with pytest.raises(SettingError, match="bias_correction moves the means inside of blocks"):
+        isobit.quantize(net, [x], target="snpe", bias_correction=True, reconstruction="brecq")

@@ -93,6 +93,14 @@ class PostTraining:
     reconstruction: Reconstructs | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        learned = None if self.reconstruction is None else self.reconstruction.reconstruction(seed=self.seed)
+        if learned is not None and learned.unit == "block" and self.bias_correction is not None:
+            raise SettingError(
+                "bias_correction moves the means inside of blocks whose layers have learned to make up for each other: "
+                "use one of the two, or the reconstruction `adaround`, which learns layer by layer"
+            )
+
     def apply(
         self,
         net: nn.Module,
