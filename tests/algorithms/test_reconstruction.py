@@ -228,7 +228,7 @@ def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
 def test_what_learns_nothing_keeps_the_nearest_rounding_and_says_so() -> None:
     model, data = calibrated(bits=8)
     before = integers_of(model)
-    found = reconstruct(model, data, Reconstruction(unit="layer", iterations=1, rounding_rate=0.0))
+    found = reconstruct(model, data, Reconstruction(unit="layer", iterations=1, learning_rate=0.0))
     assert all(r.learned == r.nearest for r in found)
     assert integers_of(model) == before
 

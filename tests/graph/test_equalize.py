@@ -113,6 +113,7 @@ NOT = {
     "concat": (Concat(), "a: slice"),
     "twice": (Twice(), "a: a layer that is called more than once"),
     "hardswish": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Hardswish(), nn.Conv2d(4, 4, 1)), "0: 1 (hardswish) stands"),
+    "threshold": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Threshold(0.5, 0.0), nn.Conv2d(4, 4, 1)), "0: 1 (other) stands"),
     "two-sided clamp": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Hardtanh(), nn.Conv2d(4, 4, 1)), "0: 1 (clamp) stands"),
     "flatten": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(576, 4)), "0: 1 (reshape) stands"),
     "other axis": (nn.Sequential(nn.Conv2d(4, 12, 1), nn.ReLU(), nn.Linear(12, 4)), "0: 2 reads its channels as"),

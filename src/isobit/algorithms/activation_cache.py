@@ -15,6 +15,7 @@ from isobit.core.batches import Data, batches
 from isobit.core.errors import CalibrationError, UnsupportedError
 from isobit.graph.segments import Segment
 from isobit.graph.slots import Slot, weight_slot
+from isobit.graph.tensors import attribute_of
 
 AT_ONCE = 64
 """Samples of a batch where nothing is learned."""
@@ -116,7 +117,7 @@ def execute(model: fx.GraphModule, nodes: Sequence[fx.Node], values: Values) -> 
 
     def load(node: fx.Node) -> Any:
         if node not in known and node.op == "get_attr":
-            known[node] = _attribute(model, str(node.target))
+            known[node] = attribute_of(node)
         return known[node]
 
     for node in nodes:
@@ -166,10 +167,3 @@ def slots_of(model: fx.GraphModule, nodes: Iterable[fx.Node], mode: Literal["flo
     held = [s for m in called for s in (m if isinstance(m, Slot) else weight_slot(m),) if s is not None]
     with slots_in_mode(held, mode):
         yield
-
-
-def _attribute(model: fx.GraphModule, path: str) -> Any:
-    value: Any = model
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

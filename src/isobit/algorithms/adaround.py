@@ -1,6 +1,6 @@
 """AdaRound: up or down is learned for each weight, layer by layer (Nagel et al., ICML 2020, arXiv:2004.10568)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar, final
 
 from isobit.algorithms.reconstruction import Reconstruction
@@ -24,11 +24,4 @@ class AdaRound:
 
     def reconstruction(self, *, seed: int) -> Reconstruction:
         """What the shared loop is told."""
-        return Reconstruction(
-            unit=self.unit,
-            iterations=self.iterations,
-            batch_size=self.batch_size,
-            rounding_rate=self.learning_rate,
-            regularization=self.regularization,
-            seed=seed,
-        )
+        return Reconstruction(unit=self.unit, seed=seed, **asdict(self))

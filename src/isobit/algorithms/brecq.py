@@ -1,6 +1,6 @@
 """BRECQ: rounding is learned block by block (Li et al., ICLR 2021, arXiv:2102.05426)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar, final
 
 from isobit.algorithms.reconstruction import Reconstruction, Weighting
@@ -27,13 +27,4 @@ class Brecq:
 
     def reconstruction(self, *, seed: int) -> Reconstruction:
         """What the shared loop is told."""
-        return Reconstruction(
-            unit=self.unit,
-            iterations=self.iterations,
-            batch_size=self.batch_size,
-            rounding_rate=self.learning_rate,
-            step_rate=self.step_rate,
-            regularization=self.regularization,
-            weighting=self.weighting,
-            seed=seed,
-        )
+        return Reconstruction(unit=self.unit, seed=seed, **asdict(self))

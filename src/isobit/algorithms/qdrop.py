@@ -1,6 +1,6 @@
 """QDrop: blocks learn while activations are quantized at random (Wei et al., ICLR 2022, arXiv:2203.05740)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar, final
 
 from isobit.algorithms.reconstruction import Reconstruction
@@ -27,13 +27,4 @@ class QDrop:
 
     def reconstruction(self, *, seed: int) -> Reconstruction:
         """What the shared loop is told."""
-        return Reconstruction(
-            unit=self.unit,
-            iterations=self.iterations,
-            batch_size=self.batch_size,
-            rounding_rate=self.learning_rate,
-            step_rate=self.step_rate,
-            regularization=self.regularization,
-            quantized=self.quantized,
-            seed=seed,
-        )
+        return Reconstruction(unit=self.unit, seed=seed, **asdict(self))

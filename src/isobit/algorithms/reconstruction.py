@@ -39,7 +39,7 @@ Weighting = Literal["none", "fisher"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reconstruction:
-    """Settings of a reconstruction. Rates are Adam's; those of the steps, which start at 1, fall along half a cosine.
+    """Settings of a reconstruction. Rates are Adam's; that of the steps, which start at 1, falls along half a cosine.
 
     `step_rate` 0 leaves the steps of activations as calibrated. `quantized` is the probability with which each element
     of an activation is quantized while a segment learns. `regularization` times `undecided` is added to the loss after
@@ -50,7 +50,7 @@ class Reconstruction:
     unit: Unit
     iterations: int = 400
     batch_size: int = 32
-    rounding_rate: float = 1e-2
+    learning_rate: float = 1e-2
     step_rate: float = 0.0
     quantized: float = 1.0
     weighting: Weighting = "none"
@@ -158,7 +158,7 @@ def _learn(
     (exact, rounded, importance), (weights, steps) = caches, soft
     roundings = [w.v for w in weights.values()]
     learned = [s.r for s in steps.values() if s.r.requires_grad]
-    groups = [{"params": roundings, "lr": settings.rounding_rate}]
+    groups = [{"params": roundings, "lr": settings.learning_rate}]
     groups += [{"params": learned, "lr": settings.step_rate}] if learned else []
     optimizer = torch.optim.Adam(groups)
     order = torch.empty(0, dtype=torch.int64)

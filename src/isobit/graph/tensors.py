@@ -84,7 +84,7 @@ def is_float_tensor(node: fx.Node) -> bool:
     if isinstance(value, Tensor):
         return value.dtype.is_floating_point
     if node.op == "get_attr":
-        found = _attribute(node)
+        found = attribute_of(node)
         return isinstance(found, Tensor) and found.dtype in (
             torch.float32,
             torch.float64,
@@ -94,7 +94,8 @@ def is_float_tensor(node: fx.Node) -> bool:
     return False
 
 
-def _attribute(node: fx.Node) -> object:
+def attribute_of(node: fx.Node) -> object:
+    """What a get_attr node reads, None where there is nothing."""
     value: object = node.graph.owning_module
     for part in str(node.target).split("."):
         value = getattr(value, part, None)

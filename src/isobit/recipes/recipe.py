@@ -39,11 +39,11 @@ class Recipe:
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
     batch-norm folding, -1 to 4 (`isobit.graph.folding`), the target's where it is None; without `bn_synchronized` each
     process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
-    logarithmic one, round at random in training. `equalize` evens
-    out the ranges of channels over neighbouring layers; None does it where quantization without training meets one
-    scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a layer's output.
-    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its
-    settings: roundings are then learned from the calibration data, and ranges below 8 bits are those of least error.
+    logarithmic one, round at random in training.
+    `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
+    training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
+    layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
+    learned from the calibration data, and ranges below 8 bits are those of least error.
     """
 
     target: str

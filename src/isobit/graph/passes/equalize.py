@@ -1,8 +1,7 @@
 """Cross-layer equalization: channels of neighbouring layers get equal ranges (Nagel et al. 2019, arXiv:1906.04721)."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -54,11 +53,9 @@ class EqualizeLayers:
 
     A channel whose weights are next to nothing and whose bias is not would get a range as large as its s is small, and
     all channels of the activation share one scale. So r₁ is at least a / t: a is the channel's largest activation, t
-    `SLACK` times the median of a / r₁. `activations` holds them by the first layer's name, (channels,); without it they
-    are guessed from cap, bias and weights alone (`guessed_activations`).
+    `SLACK` times the median of a / r₁. It is guessed from cap, bias and weights (`guessed_activations`): no data.
     """
 
-    activations: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "equalize"
     requires: str = "a captured model without batch norm between the layers, not prepared yet"
     ensures: str = "the output in eval mode is unchanged, to the rounding of float32"
@@ -70,7 +67,7 @@ class EqualizeLayers:
         for name in dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)):
             _own_parameters(model.get_submodule(name))
         total = {pair: torch.ones(1, dtype=torch.float64) for pair in pairs}
-        seen = {p: self.activations.get(p.first, guessed_activations(model, tensors, p)).double() for p in pairs}
+        seen = {p: guessed_activations(model, tensors, p).double() for p in pairs}
         for _ in range(SWEEPS):
             largest = 0.0
             for pair in pairs:
@@ -148,7 +145,7 @@ def _other_axis(tensors: Tensors, first: fx.Node, second: fx.Node, between: list
 
 
 def _zero_pad(model: fx.GraphModule, node: fx.Node, kind: str) -> bool:
-    if node.op == "call_module":
+    if kind == "pad" and node.op == "call_module":
         return getattr(model.get_submodule(str(node.target)), "value", None) == 0
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0)
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
