@@ -15,6 +15,7 @@ from isobit.core import errors
 
 if TYPE_CHECKING:
     from isobit.recipes import quant_modules
+    from isobit.recipes.promise import quantize_within
     from isobit.recipes.workflow import (
         Training,
         advance,
@@ -40,6 +41,7 @@ __all__ = [
     "prepare",
     "quant_modules",
     "quantize",
+    "quantize_within",
     "recalibrate_batch_norm",
     "train",
     "verify",
@@ -47,6 +49,7 @@ __all__ = [
 
 # Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
 _LATER = tuple(name for name in __all__ if name != "errors")
+_ELSEWHERE = {"quantize_within": "isobit.recipes.promise"}
 
 
 class _Package(ModuleType):
@@ -60,7 +63,7 @@ class _Package(ModuleType):
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'isobit' has no attribute {name!r}")
-    found = getattr(import_module("isobit.recipes.workflow"), name)
+    found = getattr(import_module(_ELSEWHERE.get(name, "isobit.recipes.workflow")), name)
     globals()[name] = found
     return found
 

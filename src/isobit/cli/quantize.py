@@ -16,6 +16,8 @@ Examples:
       -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
+  isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
+      --eval-data cifar10:test -t onnxruntime-x86 --bits 4 --max-drop 1
 """
 
 
@@ -37,6 +39,10 @@ def quantize(
     equalize: o.Equalize = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
+    max_drop: o.MaxDrop = None,
+    max_minutes: o.MaxMinutes = None,
+    faster: o.Faster = False,
+    chosen: o.Set = None,
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
@@ -55,17 +61,15 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place; an interrupted --reconstruction goes on when the same command is given again. Exit code 9:
-    a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
+    No training takes place; an interrupted --reconstruction or --max-drop goes on when the same command is given again.
+    Exit code 9: a worse verdict of the target's engine than required, or a promise that is not kept; 2 to 8: an error,
+    told on stderr."""
     from isobit.cli import quantizing
     from isobit.cli.data import Reading
-    from isobit.cli.output import print_json, show, working
-    from isobit.cli.requirement import check_verdict, exit_code
     from isobit.cli.settings import recipe_of
 
-    check_verdict(require)
     settings = recipe_of(
-        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
+        recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
         layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
     )  # fmt: skip
@@ -73,9 +77,6 @@ def quantize(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
         reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
+        promise=quantizing.promise_of(max_drop, max_minutes), faster=faster,
     )  # fmt: skip
-    with working(debug=debug) as watch:
-        result = quantizing.run(job, watch)
-    print_json(quantizing.as_json(result)) if json else show(quantizing.table(result))
-    if result.certificate is not None:
-        raise typer.Exit(exit_code(result.certificate.verdict, require))
+    raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))
