@@ -54,7 +54,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
         name: (
             PostTraining(
                 observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
-                reconstruction=kind(iterations=60),
+                reconstruction=kind(**({"iterations": 60} if hasattr(kind, "iterations") else {})),
             ),
             4,
         )

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
-from isobit.algorithms.reconstruction import Reconstructs, reconstruct
+from isobit.algorithms.reconstruction import Reconstructs
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
@@ -94,11 +94,11 @@ class PostTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        learned = None if self.reconstruction is None else self.reconstruction.reconstruction(seed=self.seed)
-        if learned is not None and learned.unit == "block" and self.bias_correction is not None:
+        by_block = self.reconstruction is not None and self.reconstruction.unit == "block"
+        if by_block and self.bias_correction is not None:
             raise SettingError(
                 "bias_correction moves the means inside of blocks whose layers have learned to make up for each other: "
-                "use one of the two, or the reconstruction `adaround`, which learns layer by layer"
+                "use one of the two, or a reconstruction layer by layer, `adaround` or `gptq`"
             )
 
     def apply(
@@ -119,9 +119,8 @@ class PostTraining:
             model = prepare(net, example, profile, self.preparing)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
             if self.reconstruction is not None:
-                settings = self.reconstruction.reconstruction(seed=self.seed)
-                model.meta["reconstruction"] = reconstruct(
-                    model, data, settings, checkpoint=checkpoint, progress=progress
+                model.meta["reconstruction"] = self.reconstruction.apply(
+                    model, data, seed=self.seed, checkpoint=checkpoint, progress=progress
                 )
             if self.bias_correction is not None:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)

@@ -42,8 +42,8 @@ class Recipe:
     logarithmic one, round at random in training.
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
-    layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
-    learned from the calibration data, and ranges below 8 bits are those of least error.
+    layer's output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or a table of its settings: roundings
+    are then found from the calibration data, and ranges below 8 bits are those of least error.
     """
 
     target: str
