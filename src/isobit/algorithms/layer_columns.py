@@ -59,7 +59,8 @@ def _spread(layer: _ConvTransposeNd, x: Tensor) -> Tensor:
     """
     shape = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
     spread = x.new_zeros(*x.shape[:2], *shape)
-    spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
+    places = (slice(None), slice(None), *(slice(None, None, step) for step in layer.stride))
+    spread[places] = x
     pads: list[int] = []
     for axis in reversed(range(len(shape))):
         padding = layer.padding[axis]

@@ -148,6 +148,32 @@ Equalize = Annotated[
         show_default=False,
     ),
 ]
+AbsorbBias = Annotated[
+    bool | None,
+    typer.Option(
+        "--absorb-bias/--no-absorb-bias",
+        help="Move what a channel has at least, by its batch norm, into the next bias.",
+        show_default=False,
+    ),
+]
+SplitChannels = Annotated[
+    float | None,
+    typer.Option(
+        "--split-channels",
+        metavar="SHARE",
+        help="Split this share of channels in two halves, where weights are largest: 0.02.",
+        show_default=False,
+    ),
+]
+Smooth = Annotated[
+    float | None,
+    typer.Option(
+        "--smooth",
+        metavar="ALPHA",
+        help="SmoothQuant: move large inputs of linear layers into their weights, 0.5 evenly, 1 wholly.",
+        show_default=False,
+    ),
+]
 CorrectBiases = Annotated[
     bool | None,
     typer.Option(

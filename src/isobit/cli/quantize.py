@@ -1,8 +1,13 @@
 """`isobit quantize`: quantize, export, verify; one table."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from isobit.cli import options as o
+
+if TYPE_CHECKING:
+    from isobit.cli.quantizing import Job
 
 EPILOG = """
 Examples:
@@ -35,6 +40,9 @@ def quantize(
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
     equalize: o.Equalize = None,
+    absorb_bias: o.AbsorbBias = None,
+    split_channels: o.SplitChannels = None,
+    smooth: o.Smooth = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
     recipe: o.RecipeFile = None,
@@ -57,23 +65,31 @@ def quantize(
 
     No training takes place; an interrupted --reconstruction goes on when the same command is given again. Exit code 9:
     a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
-    from isobit.cli import quantizing
     from isobit.cli.data import Reading
-    from isobit.cli.output import print_json, show, working
-    from isobit.cli.requirement import check_verdict, exit_code
+    from isobit.cli.quantizing import Job
+    from isobit.cli.requirement import check_verdict
     from isobit.cli.settings import recipe_of
 
     check_verdict(require)
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
+        layer_bits=layer_bits, equalize=equalize, absorb_bias=absorb_bias, split_channels=split_channels,
+        smooth=smooth, bias_correction=bias_correction, reconstruction=reconstruction,
     )  # fmt: skip
-    job = quantizing.Job(
+    job = Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
         reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
     )  # fmt: skip
+    _run(job, require=require, json=json, debug=debug)
+
+
+def _run(job: "Job", *, require: str, json: bool, debug: bool) -> None:
+    from isobit.cli import quantizing
+    from isobit.cli.output import print_json, show, working
+    from isobit.cli.requirement import exit_code
+
     with working(debug=debug) as watch:
         result = quantizing.run(job, watch)
     print_json(quantizing.as_json(result)) if json else show(quantizing.table(result))
