@@ -1,6 +1,6 @@
-"""MobileNetV2 with one scale per tensor, repaired without training: equalization, bias correction, AdaRound, GPTQ.
+"""MobileNetV2 with one scale per tensor, repaired without training: equalization, bias correction, AdaRound.
 
-    python tools/bench_repair.py [--targets snpe tvm onnxruntime-x86] [--weight-bits 8] [--adaround] [--gptq]
+    python tools/bench_repair.py [--targets snpe tvm onnxruntime-x86] [--adaround]
 
 Batch norm folded, calibrated on every 10th of the ImageNet sample's 500 images, evaluated on the other 450, in
 simulation and on ONNX Runtime. Seconds are those of the whole `isobit.quantize`. Exit code 1: a bar is missed.
@@ -25,10 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both": {"equalize": True, "bias_correction": True},
 }
 ADAROUND: dict[str, Any] = {"equalize": True, "bias_correction": True, "reconstruction": "adaround"}
-GPTQ: dict[str, dict[str, Any]] = {
-    "GPTQ": {"reconstruction": "gptq"},
-    "GPTQ, biases corrected": {"reconstruction": "gptq", "bias_correction": True},
-}
 BARS = {("snpe", "both"): 402}
 """Images right of 450 in simulation."""
 COLUMNS = ("target", "repair", "simulation", "onnxruntime", "verdict", "seconds")
@@ -38,9 +34,6 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["snpe", "tvm", "onnxruntime-x86"])
     parser.add_argument("--adaround", action="store_true", help="AdaRound on top, minutes for each target")
-    parser.add_argument("--gptq", action="store_true", help="GPTQ too, alone and with corrected biases")
-    parser.add_argument("--repairs", nargs="+", help="only these")
-    parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     row = pretrained("mobilenet_v2_folded")
@@ -49,13 +42,12 @@ def main(arguments: list[str]) -> int:
     test, data = list(images.without(calibration)), [x for x, *_ in calibration]
     right, total = accuracy(net, test)
     rows, missed = [("float", "", f"{right}", "", "", "")], []
-    variants = VARIANTS | ({"both, AdaRound": ADAROUND} if options.adaround else {}) | (GPTQ if options.gptq else {})
-    variants = {k: v for k, v in variants.items() if options.repairs is None or k in options.repairs}
+    variants = VARIANTS | ({"both, AdaRound": ADAROUND} if options.adaround else {})
     for target in options.targets:
         for name, settings in variants.items():
             say(f"{target}: {name}")
             start = time.perf_counter()
-            model = isobit.quantize(net, data, target=target, weight_bits=options.weight_bits, **settings)
+            model = isobit.quantize(net, data, target=target, **settings)
             seconds = time.perf_counter() - start
             with tempfile.TemporaryDirectory() as folder:
                 path = isobit.export(model, Path(folder) / "net.onnx").path
@@ -63,7 +55,7 @@ def main(arguments: list[str]) -> int:
             found = {a.execution: a.right for a in certificate.accuracy}
             engine = next(n for execution, n in found.items() if execution.startswith("onnxruntime"))
             rows.append((target, name, f"{found['simulation']}", f"{engine}", certificate.verdict, f"{seconds:.1f}"))
-            bar = BARS.get((target, name), 0) if options.weight_bits == 8 else 0
+            bar = BARS.get((target, name), 0)
             missed += (
                 [f"{target}, {name}: {found['simulation']}, the bar is {bar}"] if found["simulation"] < bar else []
             )
