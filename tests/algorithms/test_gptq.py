@@ -14,6 +14,7 @@ from isobit.algorithms import gptq as module
 from isobit.algorithms.calibration import finish
 from isobit.algorithms.gptq import Gptq, proxy_loss, round_columns
 from isobit.algorithms.layer_columns import input_columns, weight_matrix, weight_of_matrix
+from isobit.analysis.accuracy import accuracy
 from isobit.benchmark.data.digits import read_digits
 from isobit.benchmark.digits_training import train_digits
 from isobit.core.errors import ArtifactError, SettingError, UnsupportedError
@@ -208,17 +209,16 @@ def test_quantizers_without_even_steps_are_refused_by_name() -> None:
 
 
 def test_three_bits_of_a_trained_network_gain_accuracy_also_with_corrected_biases(tmp_path: Path) -> None:
-    net = train_digits()[0]
+    net = train_digits(epochs=8)[0]
     data, test = [x for x, _ in read_digits("train").batched(64)][:4], list(read_digits("test").batched(150))[:2]
-    right = {}
+    right, model = {}, None
     for name, corrects in ((None, False), ("gptq", False), ("gptq", True)):
         model = isobit.quantize(
             net, data, target="onnxruntime-x86", bits=3, weight_observer="mse", reconstruction=name,
             bias_correction=corrects,
         )  # fmt: skip
-        path = isobit.export(model, tmp_path / "net.onnx").path
-        certificate = isobit.verify(path, model, test)
-        assert certificate.verdict == "exact"
-        right[name, corrects] = next(a.right for a in certificate.accuracy if a.execution == "reference")
+        right[name, corrects] = accuracy(model, test)[0]
     assert right["gptq", False] > right[None, False]
     assert right["gptq", True] > right[None, False]
+    path = isobit.export(model, tmp_path / "net.onnx").path
+    assert isobit.verify(path, model, test[:1]).verdict == "exact"

@@ -114,7 +114,7 @@ def test_maxima_are_those_of_all_batches() -> None:
     found = input_maxima(model, [x[:7], (x[7:], torch.zeros(25))])
     with torch.no_grad():
         torch.testing.assert_close(found["q"], net.norm(x).abs().amax((0, 1)))
-    with pytest.raises(CalibrationError, match="does not take the calibration data"):
+    with pytest.raises(CalibrationError, match="does not take calibration batch 0"):
         input_maxima(model, [data(9)])
 
 

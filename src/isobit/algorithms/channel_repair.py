@@ -81,10 +81,11 @@ def input_maxima(model: fx.GraphModule, data: Data) -> dict[str, Tensor]:
 
     hooks = [m.register_forward_pre_hook(see(name)) for name, m in layers.items() if isinstance(m, nn.Linear)]
     try:
-        for batch in batches(data):
-            model(*batch.inputs)
-    except (RuntimeError, TypeError) as error:
-        raise CalibrationError(f"the network does not take the calibration data: {error}") from error
+        for index, batch in enumerate(batches(data)):
+            try:
+                model(*batch.inputs)
+            except (RuntimeError, TypeError) as error:
+                raise CalibrationError(f"the network does not take calibration batch {index}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
