@@ -208,13 +208,13 @@ def test_quantizers_without_even_steps_are_refused_by_name() -> None:
         isobit.quantize(net, [x], target="openvino-cpu", bits=4, weight_quantizer="lsq", reconstruction="gptq")
 
 
-def test_three_bits_of_a_trained_network_gain_accuracy_also_with_corrected_biases(tmp_path: Path) -> None:
+def test_two_bits_of_a_trained_network_gain_accuracy_also_with_corrected_biases(tmp_path: Path) -> None:
     net = train_digits(epochs=8)[0]
     data, test = [x for x, _ in read_digits("train").batched(64)][:4], list(read_digits("test").batched(150))[:2]
     right, model = {}, None
     for name, corrects in ((None, False), ("gptq", False), ("gptq", True)):
         model = isobit.quantize(
-            net, data, target="onnxruntime-x86", bits=3, weight_observer="mse", reconstruction=name,
+            net, data, target="onnxruntime-x86", weight_bits=2, weight_observer="mse", reconstruction=name,
             bias_correction=corrects,
         )  # fmt: skip
         right[name, corrects] = accuracy(model, test)[0]

@@ -66,6 +66,7 @@ class Quantized:
     file_bytes: int
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(job: Job, watch: Watch) -> Quantized:
@@ -101,7 +102,7 @@ def run(job: Job, watch: Watch) -> Quantized:
             model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            reconstruction=model.meta.get("reconstruction", ()),
+            reconstruction=model.meta.get("reconstruction", ()), notes=model.meta.get("notes", ()),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
@@ -188,6 +189,7 @@ def table(result: Quantized) -> Table:
             *rows.accuracies(result.accuracy, result.evaluation),
             *(own if result.evaluation == result.calibration and result.accuracy else []),
             *rows.reconstruction(result.reconstruction),
+            *([("notes", list(result.notes))] if result.notes else []),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
@@ -206,6 +208,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
         "reconstruction": [to_json(r) for r in result.reconstruction],
+        "notes": list(result.notes),
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,
         "file_sha256": result.artifact.sha256,
