@@ -24,6 +24,7 @@ from isobit.benchmark.pretrained import pretrained
 METHODS: dict[str, dict[str, Any]] = {
     "min_max": {"weight_observer": "min_max", "activation_observer": "min_max"},
     "mse": {"weight_observer": "mse", "activation_observer": "mse"},
+    "gptq": {"reconstruction": "gptq"},
     "adaround": {"reconstruction": "adaround"},
     "brecq": {"reconstruction": "brecq"},
     "qdrop": {"reconstruction": "qdrop"},

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
+from isobit.algorithms.channel_repair import ChannelRepair
 from isobit.algorithms.post_training import PostTraining, Preparing, prepare
 from isobit.core.errors import CalibrationError
 from isobit.graph.capture import capture
@@ -49,12 +50,15 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
         4,
     ),
     "bias_correction": (PostTraining(bias_correction=BiasCorrection()), 8),
-    "equalization": (PostTraining(preparing=Preparing(equalize=True)), 8),
+    "equalization": (PostTraining(preparing=Preparing(repair=ChannelRepair(equalize=True))), 8),
+    "smoothing": (PostTraining(preparing=Preparing(repair=ChannelRepair(smooth=0.5))), 8),
+    "splitting": (PostTraining(preparing=Preparing(repair=ChannelRepair(split_channels=0.1))), 8),
+    "absorption": (PostTraining(preparing=Preparing(repair=ChannelRepair(absorb_bias=True))), 8),
     **{
         name: (
             PostTraining(
                 observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
-                reconstruction=kind(iterations=60),
+                reconstruction=kind(**({"iterations": 60} if hasattr(kind, "iterations") else {})),
             ),
             4,
         )

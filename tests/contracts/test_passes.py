@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.algorithms.channel_repair import input_maxima
 from isobit.core.errors import IsobitError
 from isobit.graph.capture import capture
 from isobit.graph.deployed import GlobalAveragePool
 from isobit.graph.passes import PASSES, FoldBatchNorm, Pass, UnifyGlobalPool
 from isobit.graph.passes.fold_bn import TOLERANCE, fold_batch_norm
+from isobit.graph.passes.smooth import MAXIMA
 from zoo import small_networks
 
 NETWORKS = tuple(small_networks())
@@ -18,7 +20,10 @@ NETWORKS = tuple(small_networks())
 
 @pytest.fixture(scope="module")
 def captured() -> dict[str, tuple[fx.GraphModule, tuple[Tensor, ...]]]:
-    return {name: (capture(net, inputs), inputs) for name, (net, inputs) in small_networks().items()}
+    found = {name: (capture(net, inputs), inputs) for name, (net, inputs) in small_networks().items()}
+    for model, inputs in found.values():
+        model.meta[MAXIMA] = input_maxima(model, [(inputs,)])
+    return found
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,9 +1,15 @@
 """BRECQ: rounding is learned block by block (Li et al., ICLR 2021, arXiv:2102.05426)."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import ClassVar, final
 
-from isobit.algorithms.reconstruction import Reconstruction, Weighting
+from torch import fx
+
+from isobit.algorithms.reconstruction import Reconstruction, Weighting, reconstruct
+from isobit.core.batches import Data
+from isobit.core.progress import Progress, silent
+from isobit.core.records import SegmentRecord
 from isobit.graph.segments import Unit
 
 
@@ -24,6 +30,21 @@ class Brecq:
     step_rate: float = 0.0
     regularization: float = 0.01
     weighting: Weighting = "none"
+
+    def __post_init__(self) -> None:
+        self.reconstruction(seed=0)  # says what cannot be
+
+    def apply(
+        self,
+        model: fx.GraphModule,
+        data: Data,
+        *,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> tuple[SegmentRecord, ...]:
+        """See `isobit.algorithms.reconstruction.reconstruct`."""
+        return reconstruct(model, data, self.reconstruction(seed=seed), checkpoint=checkpoint, progress=progress)
 
     def reconstruction(self, *, seed: int) -> Reconstruction:
         """What the shared loop is told."""

@@ -9,14 +9,15 @@ from torch import Tensor, fx, nn
 
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
-from isobit.algorithms.reconstruction import Reconstructs, reconstruct
+from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
+from isobit.algorithms.reconstruction import Reconstructs
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
-from isobit.graph.passes import EqualizeLayers, FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
+from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
 from isobit.quantizers import Fixed, QuantizerSettings
@@ -31,8 +32,8 @@ class Preparing:
     A quantizer that is None leaves all weights, or all activations, in float.
     `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
     with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
-    processes. With `stochastic_rounding` quantizers round at random in training. `equalize` gives the channels of
-    neighbouring layers equal ranges first, which needs batch norm merged (`bn_fold` 0).
+    processes. With `stochastic_rounding` quantizers round at random in training. `repair` moves what is hard to
+    quantize between neighbouring layers first, as far as batch norm is merged (`bn_fold` 0).
     """
 
     weight: QuantizerSettings | None = Fixed()
@@ -41,7 +42,7 @@ class Preparing:
     bn_fold: Strategy | None = None
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
-    equalize: bool = False
+    repair: ChannelRepair = ChannelRepair()
 
     def __post_init__(self) -> None:
         if self.bn_fold is not None and (isinstance(self.bn_fold, bool) or self.bn_fold not in STRATEGIES):
@@ -49,17 +50,24 @@ class Preparing:
 
 
 def prepare(
-    net: nn.Module, example: tuple[Tensor, ...] | Tensor, profile: Profile, settings: Preparing | None = None
+    net: nn.Module,
+    example: tuple[Tensor, ...] | Tensor,
+    profile: Profile,
+    settings: Preparing | None = None,
+    *,
+    data: Data | None = None,
 ) -> fx.GraphModule:
-    """A captured copy of the network with quantizers where the target has them, not calibrated yet."""
+    """A captured copy of the network with quantizers where the target has them, not calibrated yet.
+
+    `data` is for a repair that looks at activations.
+    """
     settings = settings or Preparing()
     model = net if isinstance(net, fx.GraphModule) and "capture" in net.meta else capture(net, example)
     reports: dict[str, PassReport] = {"unify_global_pool": UnifyGlobalPool().apply(model)}
     fold = settings.bn_fold if settings.bn_fold is not None else 0 if profile.fold_bn else -1
     if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)
-    if settings.equalize:
-        reports["equalize"] = EqualizeLayers().apply(model)
+    reports |= repair(model, settings.repair, weight=profile.weight, data=data)
     plan = place(model, profile, settings.rules)
     notes = insert(
         model,
@@ -70,7 +78,7 @@ def prepare(
         activation=settings.activation,
         stochastic_rounding=settings.stochastic_rounding,
     )
-    model.meta["notes"] = notes
+    model.meta["notes"] = (*notes, *notes_of(reports))
     if fold > 0:
         training = FoldBatchNormInTraining(strategy=fold, synchronized=settings.bn_synchronized)
         reports["fold_bn"] = training.apply(model)
@@ -94,11 +102,11 @@ class PostTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        learned = None if self.reconstruction is None else self.reconstruction.reconstruction(seed=self.seed)
-        if learned is not None and learned.unit == "block" and self.bias_correction is not None:
+        by_block = self.reconstruction is not None and self.reconstruction.unit == "block"
+        if by_block and self.bias_correction is not None:
             raise SettingError(
                 "bias_correction moves the means inside of blocks whose layers have learned to make up for each other: "
-                "use one of the two, or the reconstruction `adaround`, which learns layer by layer"
+                "use one of the two, or a reconstruction layer by layer, `adaround` or `gptq`"
             )
 
     def apply(
@@ -112,16 +120,16 @@ class PostTraining:
         progress: Progress = silent,
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
-        if self.reconstruction is not None or self.bias_correction is not None:
+        smooths = self.preparing.repair.smooth is not None
+        if smooths or self.reconstruction is not None or self.bias_correction is not None:
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
-            model = prepare(net, example, profile, self.preparing)
+            model = prepare(net, example, profile, self.preparing, data=data)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
             if self.reconstruction is not None:
-                settings = self.reconstruction.reconstruction(seed=self.seed)
-                model.meta["reconstruction"] = reconstruct(
-                    model, data, settings, checkpoint=checkpoint, progress=progress
+                model.meta["reconstruction"] = self.reconstruction.apply(
+                    model, data, seed=self.seed, checkpoint=checkpoint, progress=progress
                 )
             if self.bias_correction is not None:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)

@@ -6,7 +6,7 @@ schedule. Each algorithm is a file of settings.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,10 +68,20 @@ class Reconstruction:
 
 
 class Reconstructs(Protocol):
-    """Settings of an algorithm that reconstructs a network segment by segment."""
+    """Settings of an algorithm that reconstructs a network segment by segment; `unit` says what a segment is."""
 
-    def reconstruction(self, *, seed: int) -> Reconstruction:
-        """What the shared loop is told."""
+    unit: ClassVar[Unit]
+
+    def apply(
+        self,
+        model: fx.GraphModule,
+        data: Data,
+        *,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> tuple[SegmentRecord, ...]:
+        """Reconstruct a calibrated network in place; with `checkpoint` it goes on behind what is done there."""
 
 
 def reconstruct(

@@ -1,8 +1,13 @@
 """`isobit quantize`: quantize, export, verify; one table."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from isobit.cli import options as o
+
+if TYPE_CHECKING:
+    from isobit.cli.quantizing import Job
 
 EPILOG = """
 Examples:

@@ -81,6 +81,7 @@ class Quantized:
     file_bytes: int
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
+    notes: tuple[str, ...] = ()
     promise: PromiseRecord | None = None
     faster: FasterRecord | None = None
 
@@ -147,6 +148,7 @@ def run(job: Job, watch: Watch) -> Quantized:
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
             reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"),
             faster=timed,
+            reconstruction=model.meta.get("reconstruction", ()), notes=model.meta.get("notes", ()),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
@@ -262,6 +264,7 @@ def table(result: Quantized) -> Table:
             *rows.faster(result.faster),
             *rows.promise(result.promise),
             *rows.reconstruction(result.reconstruction),
+            *([("notes", list(result.notes))] if result.notes else []),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
@@ -282,6 +285,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "reconstruction": [to_json(r) for r in result.reconstruction],
         "faster": None if result.faster is None else to_json(result.faster),
         "promise": None if result.promise is None else to_json(result.promise),
+        "notes": list(result.notes),
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,
         "file_sha256": result.artifact.sha256,

@@ -7,6 +7,7 @@ from typing import Any
 from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
+from isobit.algorithms.channel_repair import ChannelRepair
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerTensor
@@ -40,9 +41,11 @@ class Recipe:
     process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
     logarithmic one, round at random in training.
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
-    training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
-    layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
-    learned from the calibration data.
+    training meets one scale per weight. `absorb_bias` moves what a channel always has into the next bias,
+    `split_channels` is the share of channels to split where weights are largest, `smooth` the α by which large
+    inputs of linear layers move into their weights (SmoothQuant). `bias_correction` gives back to biases what
+    rounding takes from the mean of a layer's output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or
+    a table of its settings: roundings are then found from the calibration data.
     """
 
     target: str
@@ -62,6 +65,9 @@ class Recipe:
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
     equalize: bool | None = None
+    absorb_bias: bool = False
+    split_channels: float = 0.0
+    smooth: float | None = None
     bias_correction: bool = False
     reconstruction: Choice | None = None
     seed: int = 0
@@ -101,7 +107,12 @@ class Recipe:
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
             stochastic_rounding=self.stochastic_rounding,
-            equalize=self._equalizes(trains=trains),
+            repair=ChannelRepair(
+                equalize=self._equalizes(trains=trains),
+                absorb_bias=self.absorb_bias,
+                split_channels=self.split_channels,
+                smooth=self.smooth,
+            ),
         )
 
     def _equalizes(self, *, trains: bool) -> bool:

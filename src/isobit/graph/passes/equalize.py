@@ -1,6 +1,7 @@
 """Cross-layer equalization: channels of neighbouring layers get equal ranges (Nagel et al. 2019, arXiv:1906.04721)."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -11,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from isobit.graph.capped import CappedReLU
 from isobit.graph.names import display_name
 from isobit.graph.passes.batch_norms import output_axis
+from isobit.graph.passes.folded_moments import scale_moments
 from isobit.graph.passes.protocol import PassReport
 from isobit.graph.tensors import Tensors, tensors_of
 
@@ -65,21 +67,22 @@ class EqualizeLayers:
         tensors = tensors_of(model)
         pairs, left = find_pairs(model, tensors)
         for name in dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)):
-            _own_parameters(model.get_submodule(name))
+            own_parameters(model.get_submodule(name))
         total = {pair: torch.ones(1, dtype=torch.float64) for pair in pairs}
         seen = {p: guessed_activations(model, tensors, p).double() for p in pairs}
         for _ in range(SWEEPS):
             largest = 0.0
             for pair in pairs:
                 s = _factors(model, pair, seen[pair] / total[pair])
-                _scale(model, pair, s)
+                scale_channels(model, pair, s)
                 total[pair] = total[pair] * s
                 largest = max(largest, float((s - 1).abs().max()))
             if largest <= CONVERGED:
                 break
         changed = [p for p in pairs if float((total[p] - 1).abs().max()) > CONVERGED]
         for pair in changed:
-            _scale_caps(model, tensors, pair, total[pair])
+            change_caps(model, tensors, pair, lambda cap, s=total[pair]: cap / s)  # type: ignore[misc]
+            scale_moments(model, pair.first, total[pair])
         model.recompile()
         return PassReport(changed=tuple(f"{p.first}, {p.second}" for p in changed), left=tuple(left))
 
@@ -120,7 +123,7 @@ def _follow(model: fx.GraphModule, tensors: Tensors, node: fx.Node, calls: Count
     if max(calls[str(n.target)] for n in (node, now)) > 1:
         return "a layer that is called more than once"
     second = model.get_submodule(str(now.target))
-    if _inputs_of(second) != _outputs_of(first):
+    if inputs_of(second) != outputs_of(first):
         return f"{now.target} reads its channels as other ones"
     if isinstance(first, _ConvTransposeNd) and first.groups != 1:
         return "a grouped transposed convolution"
@@ -156,17 +159,19 @@ def _is_layer(model: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), (_ConvNd, nn.Linear))
 
 
-def _own_parameters(layer: nn.Module) -> None:
+def own_parameters(layer: nn.Module) -> None:
     """Give a layer a copy of its weight and bias, which another one may share."""
     for name, value in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad))
 
 
-def _outputs_of(layer: nn.Module) -> int:
+def outputs_of(layer: nn.Module) -> int:
+    """How many channels a layer gives."""
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
-def _inputs_of(layer: nn.Module) -> int:
+def inputs_of(layer: nn.Module) -> int:
+    """How many channels a layer takes."""
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
 
 
@@ -214,7 +219,8 @@ def _factors(model: fx.GraphModule, pair: Pair, activation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _scale(model: fx.GraphModule, pair: Pair, s: Tensor) -> None:
+def scale_channels(model: fx.GraphModule, pair: Pair, s: Tensor) -> None:
+    """Divide the channels that the first layer gives by s, and multiply the weights that read them by it."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     assert isinstance(first.weight, Tensor) and isinstance(second.weight, Tensor)
     rows = output_rows(first, first.weight)
@@ -225,20 +231,33 @@ def _scale(model: fx.GraphModule, pair: Pair, s: Tensor) -> None:
     rows.mul_(s.to(rows).reshape(*rows.shape[:2], *[1] * (rows.dim() - 2)))
 
 
-def _scale_caps(model: fx.GraphModule, tensors: Tensors, pair: Pair, s: Tensor) -> None:
-    """Give every cap between the two layers a value for each channel."""
+def caps_between(model: fx.GraphModule, tensors: Tensors, pair: Pair) -> Tensor | None:
+    """The lowest cap of each channel between two layers, (channels,); None without a cap."""
+    channels = outputs_of(model.get_submodule(pair.first))
+    found = [_cap(model, n, channels) for n in pair.between if tensors.kinds[n] in CAPPED]
+    return torch.stack(found).amin(0) if found else None
+
+
+def _cap(model: fx.GraphModule, node: fx.Node, channels: int) -> Tensor:
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module.cap if isinstance(module, CappedReLU) else torch.full((channels,), 6.0)
+
+
+def change_caps(model: fx.GraphModule, tensors: Tensors, pair: Pair, change: Callable[[Tensor], Tensor]) -> None:
+    """Give every cap between the two layers a new value for each channel, from the one it has."""
+    channels = outputs_of(model.get_submodule(pair.first))
     for node in pair.between:
         if tensors.kinds[node] not in CAPPED:
             continue
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        new_cap = change(_cap(model, node, channels)).float()
         if isinstance(module, CappedReLU):
-            module.cap.div_(s.to(module.cap))
+            module.cap = new_cap
             continue
-        capped = CappedReLU((6.0 / s).float())
         name = str(node.target) if module is not None else f"{node.name}_capped"
         if module is not None and sum(n.target == node.target for n in model.graph.nodes) > 1:
             name = f"{name}_{node.name}"
-        model.add_submodule(name, capped)
+        model.add_submodule(name, CappedReLU(new_cap))
         if module is None:
             with model.graph.inserting_after(node):
                 new = model.graph.call_module(name, (node.args[0],))

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from isobit.core.errors import IsobitError
 from isobit.core.granularity import PerChannel, expand
 from isobit.graph.passes.batch_norms import BatchNorm, affine, output_axis, take_batch_norms
+from isobit.graph.passes.folded_moments import remember_moments
 from isobit.graph.passes.protocol import PassReport
 
 TOLERANCE = 1e-5
@@ -20,7 +21,8 @@ TOLERANCE = 1e-5
 class FoldBatchNorm:
     """Merge every batch norm into the convolution or linear layer in front of it, from its running statistics.
 
-    W' = W · γ / sqrt(σ² + ε) per output channel, b' = β + (b - μ) γ / sqrt(σ² + ε).
+    W' = W · γ / sqrt(σ² + ε) per output channel, b' = β + (b - μ) γ / sqrt(σ² + ε). What β and γ say about the layer's
+    output is remembered in the model's meta (`isobit.graph.passes.folded_moments`).
     """
 
     name: str = "fold_bn"
@@ -33,6 +35,7 @@ class FoldBatchNorm:
 
         def take(name: str, layer: nn.Module, norm: BatchNorm) -> str:
             errors.append(fold_batch_norm(layer, norm, name=name))
+            remember_moments(model, name, norm)
             return ""
 
         report = take_batch_norms(model, take)
