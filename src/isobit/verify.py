@@ -271,7 +271,7 @@ def _verdict(runs: _Executions) -> tuple[Verdict, str]:
     floats = runs.reference.float_ops
     if tally.first is None:
         if tally.step is None and tally.largest <= CLOSE * max(tally.scale, 1e-30):
-            return "bounded", "all integers are equal; the last layer's result is float and rounds differently"
+            return "bounded", _float_cause(runs)
         cause = f"ops with float results, which no two programs round alike: {', '.join(floats[:3])}" if floats else ""
         cause = cause or f"{runs.engine.name} does not show its integers: the arithmetic of a fused op differs"
         return ("bounded" if tally.largest <= _limit(tally) else "broken"), cause
@@ -280,6 +280,18 @@ def _verdict(runs: _Executions) -> tuple[Verdict, str]:
     if islands:
         rule += f"; {runs.engine.name} runs {len(islands)} ops in float"
     return ("bounded" if tally.first.largest <= 1 else "broken"), rule
+
+
+def _float_cause(runs: _Executions) -> str:
+    """Why results that are close to each other are not equal."""
+    if rounded := runs.reference.rounded_inputs:
+        return (
+            f"the kernels of {len(rounded)} MatMulNBits (accuracy_level 4) round their float inputs to 8 bits in groups: "
+            "so does the reference, to which float sums in another order are all the difference, and not the simulation"
+        )
+    if not quantized_tensors(runs.path):
+        return "the file has no integers between its layers: float sums, taken in another order, round differently"
+    return "all integers are equal; the last layer's result is float and rounds differently"
 
 
 def _limit(tally: _Tally) -> float:

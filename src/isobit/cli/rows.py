@@ -16,8 +16,11 @@ SHOWN = 6
 
 
 def target(recipe: Recipe) -> str:
-    """`onnxruntime-x86, W8A8`."""
+    """`onnxruntime-x86, W8A8`; `onnxruntime-weights, W4 in groups of 32, activations in float`."""
     profile = recipe.profile()
+    if isinstance(profile.weight.granularity, PerGroup):
+        group = f"W{profile.weight.bits} in groups of {profile.weight.granularity.size}"
+        return f"{profile.name}, {group}, {'with' if not profile.weight.symmetric else 'no'} zero points, {activations(profile)}"
     edge = profile.edge_bits
     narrow = edge is not None and min(profile.weight.bits, profile.activation.bits) < edge
     first_and_last = f", first and last layer W{edge}A{edge}" if narrow else ""

@@ -13,7 +13,7 @@ from isobit.core.granularity import PerTensor
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
-from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
+from isobit.quantizers import QUANTIZERS, Dynamic, QuantizerSettings, Role
 from isobit.recipes.choice import Choice, as_choice, chosen
 from isobit.recipes.codec import decode
 from isobit.recipes.methods import METHODS
@@ -44,6 +44,8 @@ class Recipe:
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
     layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
     learned from the calibration data, and ranges below 8 bits are those of least error.
+    `group_size` weights share a scale, and with `symmetric_weights` no zero point goes with it, on targets whose weights
+    have scales per group.
     """
 
     target: str
@@ -65,6 +67,8 @@ class Recipe:
     equalize: bool | None = None
     bias_correction: bool = False
     reconstruction: Choice | None = None
+    group_size: int | None = None
+    symmetric_weights: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +83,22 @@ class Recipe:
         """The target at the recipe's widths."""
         profile = look_up("target", TARGETS, self.target)
         weight, activation = (None if bits == FLOAT_BITS else bits for bits in (self.weight_bits, self.activation_bits))
+        self._check_ranges(profile)
+        profile = profile.with_groups(size=self.group_size, symmetric=self.symmetric_weights)
         return profile.with_bits(weight=weight, activation=activation)
+
+    def _check_ranges(self, profile: Profile) -> None:
+        """Raise SettingError for settings of activations that a target without calibrated ranges does not have."""
+        if profile.ranges == "calibrated":
+            return
+        allowed = (None, FLOAT_BITS) if profile.ranges == "none" else (None, FLOAT_BITS, profile.activation.bits)
+        if self.activation_bits not in allowed:
+            does = "leaves activations in float" if profile.ranges == "none" else "has bytes as activations"
+            raise SettingError(f"{profile.name} {does}: give weight_bits alone, not {self.activation_bits} bits for them")
+        if self.activation_quantizer not in ("fixed", "dynamic") or self.activation_observer is not None:
+            raise SettingError(
+                f"{profile.name} calibrates no activations: leave activation_quantizer and activation_observer out"
+            )
 
     def rules(self) -> Rules:
         """The exceptions by layer."""
@@ -93,9 +112,12 @@ class Recipe:
             choices = (method.weight, method.activation)
         weight = chosen("quantizer", QUANTIZERS, choices[0], key="weight_quantizer")
         activation = chosen("quantizer", QUANTIZERS, choices[1], key="activation_quantizer")
+        ranges = self.profile().ranges
+        if ranges == "dynamic":
+            activation = Dynamic()
         return Preparing(
             weight=None if self.weight_bits == FLOAT_BITS else weight,
-            activation=None if self.activation_bits == FLOAT_BITS else activation,
+            activation=None if self.activation_bits == FLOAT_BITS or ranges == "none" else activation,
             rules=self.rules(),
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
@@ -149,12 +171,18 @@ def recipe_of(*, target: str, bits: int | None = None, **settings: Any) -> Recip
         clash = {"weight_bits", "activation_bits"} & settings.keys()
         if clash:
             raise SettingError(f"give either bits or {sorted(clash)[0]}, not both")
-        settings |= {"weight_bits": bits, "activation_bits": bits}
+        settings |= widths(target, bits)
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items() if v is not None}
     for key, table in _TABLES.items():
         if is_dataclass(value := plain.get(key)):
             plain[key] = as_choice(value, table)
     return decode(Recipe, {"target": target, **plain})
+
+
+def widths(target: str, bits: int) -> dict[str, int]:
+    """The width of weights and activations both; of weights alone where the target calibrates no activations."""
+    calibrates = look_up("target", TARGETS, target).ranges == "calibrated"
+    return {"weight_bits": bits, "activation_bits": bits} if calibrates else {"weight_bits": bits}
 
 
 _TABLES: dict[str, Mapping[str, Any]] = {

@@ -1,11 +1,16 @@
 """Profile: a hardware target as data. No code asks which target it is; it reads these fields."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from isobit.core.arithmetic import Arithmetic
 from isobit.core.errors import SettingError
+from isobit.core.granularity import PerGroup
 from isobit.core.scheme import Scheme
+from isobit.targets.form import DequantizeLinear, Form
+
+GROUP_SIZES = (16, 32, 64, 128)
+"""How many weights share a scale, where groups do: what engines have kernels for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +49,9 @@ class Profile:
     width of the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that
     a file for it holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the
     width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
-    normalization into the convolution before anything is quantized.
+    normalization into the convolution before anything is quantized. `ranges` says where those of activations come from:
+    from calibration, from each input while the network runs, or from nowhere, since activations stay in float. `form`
+    is what a file multiplies weights with.
     """
 
     name: str
@@ -60,6 +67,8 @@ class Profile:
     edge_bits: int | None = 8
     signed_bytes: bool = False
     fold_bn: bool = True
+    ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
+    form: Form = DequantizeLinear()
 
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
         """The same target at other widths; the first and last layer keep `edge_bits`.
@@ -76,6 +85,21 @@ class Profile:
             weight=replace(self.weight, bits=weight_bits, narrow=self.weight.narrow and weight_bits == 8),
             activation=replace(self.activation, bits=activation or self.activation.bits),
         )
+
+    def with_groups(self, *, size: int | None = None, symmetric: bool | None = None) -> "Profile":
+        """The same target with weights in groups of that size, without or with zero points; None leaves it as it is."""
+        if size is None and symmetric is None:
+            return self
+        if not isinstance(self.weight.granularity, PerGroup):
+            raise SettingError(
+                f"{self.name} has no groups of weights: leave group_size and symmetric_weights out, or use a target "
+                "with scales per group, such as onnxruntime-weights"
+            )
+        if size is not None and (isinstance(size, bool) or size not in GROUP_SIZES):
+            raise SettingError(f"group_size has to be one of {', '.join(map(str, GROUP_SIZES))}, got {size!r}")
+        plain = self.weight.symmetric if symmetric is None else symmetric
+        groups = replace(self.weight.granularity, size=size or self.weight.granularity.size)
+        return replace(self, weight=replace(self.weight, granularity=groups, symmetric=plain, signed=plain))
 
 
 class Target(Protocol):
@@ -101,6 +125,9 @@ FUSED_ACTIVATIONS = frozenset(
     | {(op, act) for op in ("conv", "conv_transpose", "linear", "batch_norm", "add") for act in ACTIVATIONS}
 )
 """conv-bn, conv-bn-relu, add-relu and linear-relu, each one op on every engine."""
+LINEAR_INPUTS = Placement(inputs=frozenset({"linear"}), every_consumer=False)
+"""Linear layers alone."""
+
 GRAPH_1 = Placement(inputs=CONV_AND_LINEAR, every_consumer=False)
 """MQBench's graph 1: the inputs of convolutions and linear layers, nothing else."""
 

@@ -1,0 +1,27 @@
+"""Forms: which ops a file for a target multiplies quantized weights with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DequantizeLinear:
+    """Standard ops: weights behind a DequantizeLinear, which engines fuse into what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatMulInteger:
+    """DynamicQuantizeLinear, MatMulInteger and a product with both scales: ONNX Runtime's DynamicQuantizeMatMul."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatMulNBits:
+    """`com.microsoft.MatMulNBits`, ONNX Runtime's product with packed weights of 2, 4 or 8 bits.
+
+    At `accuracy_level` 4 its kernel rounds the activations to 8 bits, with a scale for each group of the weight's; at 0
+    it computes in float32, many times slower at 2 and 8 bits (tools/bench_weight_only.py).
+    """
+
+    accuracy_level: int = 4
+
+
+Form = DequantizeLinear | MatMulInteger | MatMulNBits
