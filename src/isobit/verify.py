@@ -286,8 +286,8 @@ def _float_cause(runs: _Executions) -> str:
     """Why results that are close to each other are not equal."""
     if rounded := runs.reference.rounded_inputs:
         return (
-            f"the kernels of {len(rounded)} MatMulNBits (accuracy_level 4) round their float inputs to 8 bits in groups: "
-            "so does the reference, to which float sums in another order are all the difference, and not the simulation"
+            f"the kernels of {len(rounded)} MatMulNBits (accuracy_level 4) round float inputs to 8 bits in groups; so "
+            "does the reference, from which they differ as float sums in another order do, but not the simulation"
         )
     if not quantized_tensors(runs.path):
         return "the file has no integers between its layers: float sums, taken in another order, round differently"

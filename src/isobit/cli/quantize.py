@@ -16,6 +16,8 @@ Examples:
       -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
+  isobit quantize nets.bert:net -d tokens.npz \\
+      -t onnxruntime-weights --bits 4 --group-size 64 -o bert.onnx
 """
 
 
@@ -37,6 +39,7 @@ def quantize(
     equalize: o.Equalize = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
+    group_size: o.GroupSize = None,
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
@@ -55,8 +58,7 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place; an interrupted --reconstruction goes on when the same command is given again. Exit code 9:
-    a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
+    No training takes place. Exit code 9: a worse verdict of the target's engine than required; 2 to 8: an error."""
     from isobit.cli import quantizing
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
@@ -65,9 +67,9 @@ def quantize(
 
     check_verdict(require)
     settings = recipe_of(
-        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
-        activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
+        recipe, equalize=equalize, seed=seed, activation_observer=observer, activation_bits=activation_bits, bits=bits,
+        quantize=force, reconstruction=reconstruction, keep_float=keep_float, weight_bits=weight_bits, target=target,
+        weight_observer=weight_observer, layer_bits=layer_bits, bias_correction=bias_correction, group_size=group_size,
     )  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,

@@ -21,9 +21,8 @@ def recipe_of(
     Raises SettingError and UnknownNameError.
     """
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items() if v is not None and v != []}
-    if bits is not None:
-        if clash := {"weight_bits", "activation_bits"} & given.keys():
-            raise SettingError(f"give either --bits or --{min(clash).replace('_', '-')}, not both")
+    if bits is not None and (clash := {"weight_bits", "activation_bits"} & given.keys()):
+        raise SettingError(f"give either --bits or --{min(clash).replace('_', '-')}, not both")
     if layer_bits:
         given["layer_bits"] = dict(_layer_bits(text) for text in layer_bits)
     start = {} if file is None else encode(read_recipe(Recipe, file))

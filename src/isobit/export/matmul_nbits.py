@@ -58,6 +58,4 @@ def _matmul(graph: ir.Graph, layer: QuantizedGemm, levels: tuple[int, ...], form
     while values[-1] is None:
         values.pop()
     settings = {"K": inputs, "N": outputs, "bits": bits, "block_size": layer.block}
-    return ir.node(
-        "MatMulNBits", values, domain=DOMAIN, attributes={**settings, "accuracy_level": form.accuracy_level}
-    )
+    return ir.node("MatMulNBits", values, domain=DOMAIN, attributes={**settings, "accuracy_level": form.accuracy_level})

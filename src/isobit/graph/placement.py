@@ -297,7 +297,11 @@ class _Placer:
         module, granularity = self.module(node), self.profile.weight.granularity
         if module is None:
             return f"isobit quantizes no {type(self.model.get_submodule(str(node.target))).__name__}"
-        if isinstance(granularity, PerGroup) and isinstance(module, nn.Linear) and module.in_features % granularity.size:
+        if (
+            isinstance(granularity, PerGroup)
+            and isinstance(module, nn.Linear)
+            and module.in_features % granularity.size
+        ):
             size = granularity.size
             return f"its {module.in_features} inputs are no multiple of the {size} of a group: give another group_size"
         return ""

@@ -15,8 +15,8 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic, FloatMultiplier
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
-from isobit.integer.float_ops import EXACT, Inputs, clip_limits, evaluate
-from isobit.integer.low_bit import rounds_input
+from isobit.integer.float_ops import EXACT, clip_limits, evaluate
+from isobit.integer.low_bit import Inputs, rounds_input
 from isobit.integer.model import read_graph
 from isobit.integer.plan import Plan, Step
 from isobit.integer.requantize import quantize

@@ -119,8 +119,9 @@ def read_graph(source: Path | str | onnx.ModelProto) -> Graph:
 def _in_bytes(tensor: onnx.TensorProto) -> np.ndarray:
     """An initializer; integers of 4 bits, which numpy and torch have no kind for, as bytes."""
     array = numpy_helper.to_array(tensor)
-    kind = {onnx.TensorProto.INT4: np.int8, onnx.TensorProto.UINT4: np.uint8}.get(tensor.data_type)
-    return array if kind is None else array.astype(kind)
+    if tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return array
+    return array.astype(np.int8 if tensor.data_type == onnx.TensorProto.INT4 else np.uint8)
 
 
 def _constant(attributes: Mapping[str, Any]) -> np.ndarray:

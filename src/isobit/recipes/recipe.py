@@ -44,8 +44,8 @@ class Recipe:
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
     layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
     learned from the calibration data, and ranges below 8 bits are those of least error.
-    `group_size` weights share a scale, and with `symmetric_weights` no zero point goes with it, on targets whose weights
-    have scales per group.
+    `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
+    with it.
     """
 
     target: str
@@ -94,7 +94,9 @@ class Recipe:
         allowed = (None, FLOAT_BITS) if profile.ranges == "none" else (None, FLOAT_BITS, profile.activation.bits)
         if self.activation_bits not in allowed:
             does = "leaves activations in float" if profile.ranges == "none" else "has bytes as activations"
-            raise SettingError(f"{profile.name} {does}: give weight_bits alone, not {self.activation_bits} bits for them")
+            raise SettingError(
+                f"{profile.name} {does}: give weight_bits alone, not {self.activation_bits} bits for them"
+            )
         if self.activation_quantizer not in ("fixed", "dynamic") or self.activation_observer is not None:
             raise SettingError(
                 f"{profile.name} calibrates no activations: leave activation_quantizer and activation_observer out"

@@ -70,6 +70,12 @@ class Profile:
     ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
     form: Form = DequantizeLinear()
 
+    @property
+    def activations(self) -> str:
+        """The format of activations in words: `u8 asymmetric per-tensor, dynamic`, or `float`."""
+        dynamic = ", dynamic" if self.ranges == "dynamic" else ""
+        return "float" if self.ranges == "none" else f"{self.activation}{dynamic}"
+
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
         """The same target at other widths; the first and last layer keep `edge_bits`.
 
