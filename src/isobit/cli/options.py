@@ -170,8 +170,8 @@ ReconstructionName = Annotated[
     typer.Option(
         "--reconstruction",
         metavar="NAME",
-        help="Learn the rounding of weights: adaround, brecq or qdrop. Takes minutes; pays below 8 bits. Interrupted, it "
-        "goes on when the same command is given again.",
+        help="Learn the rounding of weights: adaround, brecq or qdrop. Takes minutes; pays below 8 bits. Interrupted, "
+        "it goes on when the same command is given again.",
         show_default=False,
     ),
 ]

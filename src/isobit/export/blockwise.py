@@ -10,11 +10,14 @@ from isobit.export.linear_layers import QuantizedGemm, quantized_gemms
 BITS = 4
 
 
-def write_blockwise(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> None:
-    """Give blockwise weights of at most 4 bits the type INT4 or UINT4, and no zero points where all are 0."""
-    for layer in quantized_gemms(model.graph):
-        if not layer.block:
-            continue
+def write_blockwise(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Give blockwise weights of at most 4 bits the type INT4 or UINT4, and no zero points where all are 0.
+
+    Returns the names of all blockwise weights: they have to stay constants. OpenVINO 2026.4 computes wrong products
+    where other ops make them (measured).
+    """
+    found = [layer for layer in quantized_gemms(model.graph) if layer.block]
+    for layer in found:
         if len(levels[layer.name]) <= 1 << BITS:
             _narrow(layer)
         if not layer.zero_point.any() and layer.dequantize.inputs[2] is not None:
@@ -22,6 +25,7 @@ def write_blockwise(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> N
             layer.dequantize.resize_inputs(2)
             if not zero_point.uses():
                 del model.graph.initializers[str(zero_point.name)]
+    return {layer.name for layer in found}
 
 
 def _narrow(layer: QuantizedGemm) -> None:

@@ -11,8 +11,6 @@ from isobit.export.linear_layers import QuantizedGemm, constant, forget_unused, 
 from isobit.targets import MatMulNBits
 
 DOMAIN = "com.microsoft"
-WIDTHS = (2, 4, 8)
-"""The widths that the op has; other weights take the next larger one."""
 
 
 def write_matmul_nbits(model: ir.Model, levels: Mapping[str, tuple[int, ...]], form: MatMulNBits) -> None:
@@ -39,7 +37,7 @@ def pack_rows(q: np.ndarray, bits: int) -> np.ndarray:
 def _matmul(graph: ir.Graph, layer: QuantizedGemm, levels: tuple[int, ...], form: MatMulNBits) -> ir.Node:
     outputs, inputs = layer.q.shape
     wanted = max((len(levels) - 1).bit_length(), 1)
-    bits = next(width for width in WIDTHS if width >= wanted)
+    bits = next(width for width in form.widths if width >= wanted)
     middle = 1 << (bits - 1)
     shift = middle if layer.q.dtype == np.int8 else 0  # the op's integers are unsigned
     q = layer.q.astype(np.int32).reshape(outputs, -1, layer.block) + shift

@@ -60,9 +60,9 @@ class OnnxQdq:
         tidy(program, layers=set(names(model.graph).values()))
         profile = preparation(model).profile
         write_look_ups(program, levels(deployed))
-        _write_form(program, profile.form, levels(deployed))
+        done = _write_form(program, profile.form, levels(deployed))
         if self.packed:
-            pack_weights(program, levels(deployed))
+            pack_weights(program, {name: table for name, table in levels(deployed).items() if name not in done})
         own = {
             "isobit.version": _version(),
             "isobit.target": profile.name,
@@ -81,15 +81,16 @@ class OnnxQdq:
         )
 
 
-def _write_form(program: ir.Model, form: Form, levels: Mapping[str, tuple[int, ...]]) -> None:
-    """Write products with quantized weights as the target multiplies them."""
+def _write_form(program: ir.Model, form: Form, levels: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Write products with quantized weights as the target multiplies them; the weights that stay as they now are."""
     match form:
         case MatMulNBits():
             write_matmul_nbits(program, levels, form)
         case MatMulInteger():
             write_matmul_integer(program)
         case DequantizeLinear():
-            write_blockwise(program, levels)
+            return write_blockwise(program, levels)
+    return set()
 
 
 def export_float(model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Path:

@@ -21,7 +21,7 @@ def pack_weights(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> None
     for name, table in levels.items():
         value = model.graph.initializers.get(name)
         bits = max((len(table) - 1).bit_length(), 1)
-        if value is None or value.const_value is None or value.const_value.dtype.bitwidth < 8:
+        if value is None or value.const_value is None:
             continue
         q = value.const_value.numpy()
         if bits < 8 and q.size * (8 - bits) // 8 >= SAVES:

@@ -24,6 +24,9 @@ REARRANGES = frozenset({"reshape", "transpose", "slice"})
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 
+HOLDS_WEIGHTS = WEIGHTED | {"embedding", "attention"}
+"""Kinds most of whose bytes are weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationPoint:
@@ -272,6 +275,8 @@ class _Placer:
                 integer.add(node)
                 continue
             if reason := self.float_reason(node, wanted):
+                if self.profile.ranges == "none" and kind not in HOLDS_WEIGHTS:
+                    continue  # the target's activations are in float, and so is what computes with them alone
                 if kind in REARRANGES and node not in self.kept:
                     continue  # it computes nothing: what it moves is in float already, and that op is named
                 yield FloatOp(name=self.names[node], op=kind, reason=reason)

@@ -1,16 +1,24 @@
-"""Forms: which ops a file for a target multiplies quantized weights with."""
+"""Forms: which ops a file for a target multiplies quantized weights with.
+
+`widths` are those that weights with a scale per group can have in the file; others take the next larger one.
+"""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class DequantizeLinear:
     """Standard ops: weights behind a DequantizeLinear, which engines fuse into what follows."""
 
+    widths: ClassVar[tuple[int, ...]] = (4, 8)
+
 
 @dataclass(frozen=True, slots=True)
 class MatMulInteger:
     """DynamicQuantizeLinear, MatMulInteger and a product with both scales: ONNX Runtime's DynamicQuantizeMatMul."""
+
+    widths: ClassVar[tuple[int, ...]] = (8,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class MatMulNBits:
     it computes in float32, many times slower at 2 and 8 bits (tools/bench_weight_only.py).
     """
 
+    widths: ClassVar[tuple[int, ...]] = (2, 4, 8)
     accuracy_level: int = 4
 
 
