@@ -29,7 +29,7 @@ def _turned(name: str) -> str:
 
 
 def _ranged(layer: QuantizedGemm) -> ir.Node | None:
-    """The DequantizeLinear behind the DynamicQuantizeLinear of a layer's input, over a reshape of it."""
+    """The DequantizeLinear behind the DynamicQuantizeLinear of a layer's input, None where its range is another's."""
     node = layer.x.producer()
     source = node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
     fits = source is not None and source.op_type == "DynamicQuantizeLinear" and node.op_type == "DequantizeLinear"  # type: ignore[union-attr]

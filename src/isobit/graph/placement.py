@@ -217,7 +217,8 @@ class _Placer:
         default = (self.profile.weight.bits, self.profile.activation.bits)
         if node in self.edges and self.profile.edge_bits:
             default = (self.profile.edge_bits, self.profile.edge_bits)
-        return self.rules.bits_of(self.names[node]) or default
+        found = self.rules.bits_of(self.names[node]) or default
+        return found if self.profile.ranges == "calibrated" else (found[0], self.profile.activation.bits)
 
     def activation_points(self, wanted: set[fx.Node]) -> tuple[ActivationPoint, ...]:
         members: dict[fx.Node, list[fx.Node]] = {}
@@ -234,6 +235,8 @@ class _Placer:
 
     def group_bits(self, group: list[fx.Node]) -> int:
         """What a rule for an op that makes one of the tensors says; else the most that readers with weights ask for."""
+        if self.profile.ranges != "calibrated":
+            return self.profile.activation.bits
         ruled = [self.rules.bits_of(self.names[t]) for t in group if self.kind(t) not in WEIGHTED]
         if found := [bits[1] for bits in ruled if bits is not None]:
             return max(found)

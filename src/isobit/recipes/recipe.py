@@ -91,7 +91,12 @@ class Recipe:
         """Raise SettingError for settings of activations that a target without calibrated ranges does not have."""
         if profile.ranges == "calibrated":
             return
+        if profile.ranges == "none" and self.weight_bits == FLOAT_BITS:
+            raise SettingError(f"{profile.name} has nothing but weights: at 32 bits nothing would be quantized")
         allowed = (None, FLOAT_BITS) if profile.ranges == "none" else (None, FLOAT_BITS, profile.activation.bits)
+        both = [pattern for pattern, bits in self.layer_bits.items() if not isinstance(bits, int)]
+        if both:
+            raise SettingError(f"{profile.name} calibrates no activations: layer_bits for {both[0]!r} takes one width")
         if self.activation_bits not in allowed:
             does = "leaves activations in float" if profile.ranges == "none" else "has bytes as activations"
             raise SettingError(
