@@ -54,14 +54,17 @@ def rounds_input(node: Node) -> bool:
 
 
 def round_blocks(x: Tensor, block: int) -> Tensor:
-    """x with each run of `block` values of its last axis on 255 even steps: x̂ = rint(x · (127 / m)) · (m / 127), m the
-    largest |x|. Measured on ONNX Runtime 1.31: with x / (m / 127) 4 of 4,000 rows of a product differ by a step, so none.
+    """x with each run of `block` values of its last axis on 255 even steps: x̂ = rint(x · (127 / m)) · (m / 127).
+
+    m is the largest |x| of the run. Measured on ONNX Runtime 1.31: no value of 2 million rounds otherwise, while with
+    x / (m / 127) 4 do.
     """
     spare = -x.shape[-1] % block
     runs = torch.nn.functional.pad(x, (0, spare)).reshape(*x.shape[:-1], -1, block)
     largest = runs.abs().amax(-1, keepdim=True)
-    steps = torch.where(largest > 0, 127.0 / largest, 0.0)
-    rounded = (runs * steps).round_() * (largest / 127.0)
+    top = torch.full_like(largest, 127.0)  # torch divides a number by a tensor as number · (1 / tensor), rounded twice
+    steps = torch.where(largest > 0, top / largest, 0.0)
+    rounded = (runs * steps).round_() * (largest / top)
     return rounded.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
 
 
