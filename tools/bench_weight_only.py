@@ -202,7 +202,7 @@ def accuracy_table(records: list[dict[str, Any]]) -> Table:
         "|reference - engine|",
         "|simulation - reference|",
     )
-    note = f"Multilayer perceptron 64 → {DIGITS_WIDTH} → {DIGITS_WIDTH} → 10. Differences: the largest, absolute or in steps."
+    note = f"64 → {DIGITS_WIDTH} → {DIGITS_WIDTH} → 10, ReLU. Differences are the largest, absolute or in steps."
     return Table(title="Digits, weights alone and dynamic", columns=columns, rows=tuple(rows), notes=(note,))
 
 

@@ -295,7 +295,8 @@ def _float_cause(runs: _Executions) -> str:
             "does the reference, from which they differ as float sums in another order do, but not the simulation"
         )
     if not quantized_tensors(runs.path):
-        return "the file has no integers between its layers: float sums, taken in another order, round differently"
+        first = ", ".join(runs.reference.float_ops[:3])
+        return f"the file keeps results in float, and sums that are taken in another order round differently: {first}"
     return "all integers are equal; the last layer's result is float and rounds differently"
 
 

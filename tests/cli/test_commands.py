@@ -125,6 +125,36 @@ def test_a_recipe_and_options_over_it(here: Path) -> None:
     assert found["recipe"]["weight_bits"] == found["recipe"]["activation_bits"] == 8
 
 
+WIDE = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 4))
+"""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-weights", "onnxruntime-dynamic"])
+def test_targets_without_calibrated_ranges(here: Path, target: str) -> None:
+    (here / "wide.py").write_text(WIDE)
+    groups = "--group-size 64" if target == "onnxruntime-weights" else ""
+    command = f"quantize wide.py:net -d data.py:good -t {target} --bits 4 {groups} -o out.onnx --report run.html"
+    found = json.loads(invoke(f"{command} --json").stdout)
+    assert (found["recipe"]["weight_bits"], found["recipe"].get("activation_bits")) == (4, None)
+    assert found["certificate"]["verdict"] in ("exact", "bounded")
+    text = " ".join(invoke(command).stdout.split())
+    if groups:
+        assert found["recipe"]["group_size"] == 64
+        assert "W4 in groups of 64, with zero points, activations float" in text
+        assert {k["name"] for k in found["certificate"]["kernels"]} >= {"MatMulNBits"}
+    else:
+        assert "activations u8 asymmetric per-tensor, dynamic" in text
+    assert "isobit quantize wide.py:net" in (here / "run.html").read_text()
+    both = invoke(f"{command} --activation-bits 4")
+    assert (both.exit_code, "give either --bits or --activation-bits" in both.stderr) == (2, True)
+
+
 def test_verify_with_and_without_the_network(here: Path) -> None:
     alone = json.loads(invoke("verify net.onnx --json").stdout)
     assert [(c["left"], c["right"]) for c in alone["certificate"]["comparisons"]] == [("reference", "onnxruntime")]

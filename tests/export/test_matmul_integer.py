@@ -13,6 +13,7 @@ from isobit.core.errors import SettingError
 from isobit.core.granularity import PerChannel, PerTensor
 from isobit.core.scheme import Scheme
 from isobit.engines import OnnxRuntime
+from zoo import small_networks
 
 TARGET = "onnxruntime-dynamic"
 needs_onnxruntime = pytest.mark.skipif(bool(OnnxRuntime().missing()), reason=OnnxRuntime().missing())
@@ -69,7 +70,7 @@ def test_one_layer_in_numpy(name: str, tmp_path: Path) -> None:
 @needs_onnxruntime
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_certificate(name: str, tmp_path: Path) -> None:
-    """The reference multiplies integers as the engine does; the simulation multiplies floats and is as close as that."""
+    """The reference multiplies integers as the engine does; the simulation multiplies floats, and is that close."""
     with another(TARGET, weight=WEIGHTS[name]) as target:
         model, x, _ = quantized(tmp_path / "net.onnx", target)
         proof = isobit.verify(tmp_path / "net.onnx", model, [x])
@@ -82,10 +83,30 @@ def test_the_certificate(name: str, tmp_path: Path) -> None:
     assert "MatMulInteger" not in {k.name for k in proof.kernels}
 
 
+@needs_onnxruntime
+def test_every_linear_layer_of_a_transformer(tmp_path: Path) -> None:
+    """Behind reshapes that the exporter has merged too, which do not cancel."""
+    net, inputs = small_networks()["bert"]
+    model = isobit.quantize(net, [(inputs,)], target=TARGET)
+    isobit.export(model, tmp_path / "net.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    assert kinds.count("MatMulInteger") == len(layers) == 14
+    assert not {"Gemm", "DequantizeLinear"} & set(kinds)
+    proof = isobit.verify(tmp_path / "net.onnx", model, [(inputs,)])
+    assert proof.verdict in ("exact", "bounded")
+    assert proof.comparisons[0].largest < 1e-5
+    fused = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    assert sum(k.count for k in proof.kernels if k.name in fused) == 14
+
+
 def test_few_bits_are_packed_and_unpack(tmp_path: Path) -> None:
     """Eight times the weights, so that packing pays; the planes are read back by the integer reference."""
     torch.manual_seed(0)
-    net, x = torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)), torch.randn(9, 256)
+    net, x = (
+        torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)),
+        torch.randn(9, 256),
+    )
     model = isobit.quantize(net, [x], target=TARGET, bits=4, layer_bits={"*": 4})
     isobit.export(model, tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").stat().st_size < 128 * (256 + 8) // 2 + 128 * 12 + 8000

@@ -25,7 +25,9 @@ INPUTS = {
 }
 
 
-def model(nodes: list[onnx.NodeProto], width: int, outputs: dict[str, int], constants: dict[str, Any]) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], width: int, outputs: dict[str, int], constants: dict[str, Any]
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", width])],
         [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
@@ -55,7 +57,9 @@ def test_dynamic_ranges_are_those_of_the_engine(name: str) -> None:
         mine = reference.run([x]).outputs
         for found, expected in zip(mine, (q, s, z), strict=True):
             np.testing.assert_array_equal(found, expected)
-        scale, zero_point = dynamic_range(torch.from_numpy(x.min(keepdims=True)), torch.from_numpy(x.max(keepdims=True)))
+        scale, zero_point = dynamic_range(
+            torch.from_numpy(x.min(keepdims=True)), torch.from_numpy(x.max(keepdims=True))
+        )
         assert (scale.item(), zero_point.item()) == (s.item(), z.item())
 
 

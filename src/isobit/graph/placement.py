@@ -24,7 +24,7 @@ REARRANGES = frozenset({"reshape", "transpose", "slice"})
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 
-HOLDS_WEIGHTS = WEIGHTED | {"embedding", "attention"}
+HOLDS_WEIGHTS = WEIGHTED | {"embedding"}
 """Kinds most of whose bytes are weights."""
 
 
