@@ -6,11 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from isobit.export.linear_layers import QuantizedGemm, quantized_gemms
+from isobit.graph.convert import Levels
 
 BITS = 4
 
 
-def write_blockwise(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> set[str]:
+def write_blockwise(model: ir.Model, levels: Mapping[str, Levels]) -> set[str]:
     """Give blockwise weights of at most 4 bits the type INT4 or UINT4, and no zero points where all are 0.
 
     Returns the names of all blockwise weights: they have to stay constants. OpenVINO 2026.4 computes wrong products
@@ -18,7 +19,7 @@ def write_blockwise(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> s
     """
     found = [layer for layer in quantized_gemms(model.graph) if layer.block]
     for layer in found:
-        if len(levels[layer.name]) <= 1 << BITS:
+        if len(levels[layer.name].table) <= 1 << BITS:
             _narrow(layer)
         if not layer.zero_point.any() and layer.dequantize.inputs[2] is not None:
             zero_point = layer.dequantize.inputs[2]

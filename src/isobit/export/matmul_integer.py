@@ -6,10 +6,11 @@ import onnx_ir as ir
 from isobit.export.linear_layers import QuantizedGemm, constant, forget_unused, quantized_gemms, replace
 
 
-def write_matmul_integer(model: ir.Model) -> None:
+def write_matmul_integer(model: ir.Model) -> set[str]:
     """Replace each Gemm between a DynamicQuantizeLinear and a weight with one scale a tensor or an output.
 
     y = float32(Σ (q_x - z_x) (q_w - z_w)) · (s_x · s_w) + b, which ONNX Runtime runs as one kernel.
+    Returns the names of the weights, which are now transposed.
     """
     graph = model.graph
     layers = [(layer, found) for layer in quantized_gemms(graph) if not layer.block and (found := _ranged(layer))]
@@ -22,6 +23,7 @@ def write_matmul_integer(model: ir.Model) -> None:
         turned = graph.initializers.pop(_turned(name))
         turned.name = name
         graph.register_initializer(turned)
+    return set(names)
 
 
 def _turned(name: str) -> str:

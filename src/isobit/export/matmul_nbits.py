@@ -8,17 +8,18 @@ import torch
 
 from isobit.core.packing import pack
 from isobit.export.linear_layers import QuantizedGemm, constant, forget_unused, quantized_gemms, replace
+from isobit.graph.convert import Levels
 from isobit.targets import MatMulNBits
 
 DOMAIN = "com.microsoft"
 
 
-def write_matmul_nbits(model: ir.Model, levels: Mapping[str, tuple[int, ...]], form: MatMulNBits) -> None:
+def write_matmul_nbits(model: ir.Model, levels: Mapping[str, Levels], form: MatMulNBits) -> None:
     """Replace each Gemm with a blockwise weight. `levels` are those of its integers, by the initializer's name."""
     graph = model.graph
     layers = [layer for layer in quantized_gemms(graph) if layer.block]
     for layer in layers:
-        replace(graph, layer, [_matmul(graph, layer, levels[layer.name], form)])
+        replace(graph, layer, [_matmul(graph, layer, levels[layer.name].table, form)])
     forget_unused(graph, (layer.dequantize for layer in layers))
     if layers:
         model.opset_imports[DOMAIN] = 1

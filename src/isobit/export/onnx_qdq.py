@@ -24,7 +24,7 @@ from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
 from isobit.export.packing import pack_weights, write_look_ups
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers, levels
+from isobit.graph.convert import Levels, convert, hash_integers, levels
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 from isobit.targets import DequantizeLinear, MatMulInteger, MatMulNBits
@@ -60,9 +60,9 @@ class OnnxQdq:
         tidy(program, layers=set(names(model.graph).values()))
         profile = preparation(model).profile
         write_look_ups(program, levels(deployed))
-        done = _write_form(program, profile.form, levels(deployed))
+        left = _write_form(program, profile.form, levels(deployed))
         if self.packed:
-            pack_weights(program, {name: table for name, table in levels(deployed).items() if name not in done})
+            pack_weights(program, left)
         own = {
             "isobit.version": _version(),
             "isobit.target": profile.name,
@@ -81,16 +81,18 @@ class OnnxQdq:
         )
 
 
-def _write_form(program: ir.Model, form: Form, levels: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Write products with quantized weights as the target multiplies them; the weights that stay as they now are."""
+def _write_form(program: ir.Model, form: Form, levels: Mapping[str, Levels]) -> Mapping[str, Levels]:
+    """Write products with quantized weights as the target multiplies them; the weights that may still be packed."""
     match form:
         case MatMulNBits():
             write_matmul_nbits(program, levels, form)
+            return levels
         case MatMulInteger():
-            write_matmul_integer(program)
+            turned = write_matmul_integer(program)
+            return {name: of.turned() if name in turned else of for name, of in levels.items()}
         case DequantizeLinear():
-            return write_blockwise(program, levels)
-    return set()
+            stay = write_blockwise(program, levels)
+            return {name: of for name, of in levels.items() if name not in stay}
 
 
 def export_float(model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Path:
