@@ -141,7 +141,8 @@ def test_a_promise_is_kept_or_the_best_is_written_and_the_exit_code_says_so(here
     assert promise["kept"]
     assert [s["name"] for s in promise["steps"]] == ["as asked"]
     (here / "half.py").write_text(
-        "import torch\nfrom nets import net\ndef data():\n    torch.manual_seed(0)\n    x = 9 * torch.randn(64, 3, 8, 8)\n"
+        "import torch\nfrom nets import net\ndef data():\n    torch.manual_seed(0)\n"
+        "    x = 9 * torch.randn(64, 3, 8, 8)\n"
         "    return [(x, net().eval()(x).argmax(1))]\n"
     )
     options = "--eval-data half.py:data --bits 2 --max-drop 0 --max-minutes 0.0001"
@@ -161,6 +162,36 @@ def test_faster_says_what_it_measured(here: Path) -> None:
     undone = [name for kind in found["faster"]["kinds"] if kind["undone"] for name in kind["layers"]]
     assert found["recipe"]["keep_float"] == undone
     assert found["faster"]["float_ms"] > 0
+
+
+WIDE = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 4))
+"""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-weights", "onnxruntime-dynamic"])
+def test_targets_without_calibrated_ranges(here: Path, target: str) -> None:
+    (here / "wide.py").write_text(WIDE)
+    groups = "--group-size 64" if target == "onnxruntime-weights" else ""
+    command = f"quantize wide.py:net -d data.py:good -t {target} --bits 4 {groups} -o out.onnx --report run.html"
+    found = json.loads(invoke(f"{command} --json").stdout)
+    assert (found["recipe"]["weight_bits"], found["recipe"].get("activation_bits")) == (4, None)
+    assert found["certificate"]["verdict"] in ("exact", "bounded")
+    text = " ".join(invoke(command).stdout.split())
+    if groups:
+        assert found["recipe"]["group_size"] == 64
+        assert "W4 in groups of 64, with zero points, activations float" in text
+        assert {k["name"] for k in found["certificate"]["kernels"]} >= {"MatMulNBits"}
+    else:
+        assert "activations u8 asymmetric per-tensor, dynamic" in text
+    assert "isobit quantize wide.py:net" in (here / "run.html").read_text()
+    both = invoke(f"{command} --activation-bits 4")
+    assert (both.exit_code, "give either --bits or --activation-bits" in both.stderr) == (2, True)
 
 
 def test_verify_with_and_without_the_network(here: Path) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 import isobit
 from isobit.core.errors import UnsupportedError
+from isobit.core.granularity import PerGroup
 from isobit.graph.convert import convert, hash_integers, integers, round_biases
 from isobit.graph.insert import slots
 from isobit.graph.slots import Slot
@@ -21,7 +22,8 @@ def quantized(name: str, target: str = "snpe", **settings: object) -> tuple[fx.G
 @pytest.mark.parametrize("target", TARGETS)
 def test_deployed_equals_simulation(target: str) -> None:
     """Where they sum the same numbers in the same order: the very same bits but for the folded bias."""
-    model, inputs = quantized("residual", target, bits=4)
+    groups = {"group_size": 16} if isinstance(TARGETS[target].weight.granularity, PerGroup) else {}
+    model, inputs = quantized("residual", target, bits=4, **groups)
     deployed = convert(model)
     with torch.no_grad():
         torch.testing.assert_close(deployed(*inputs), model(*inputs), rtol=1e-5, atol=1e-6)

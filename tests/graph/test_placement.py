@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from isobit.core.errors import UnknownNameError, UnsupportedError
+from isobit.core.granularity import PerGroup
+from isobit.core.scheme import Scheme
 from isobit.graph.capture import capture
 from isobit.graph.placement import Plan, place
 from isobit.graph.rules import Rules
@@ -155,3 +157,39 @@ def test_a_profile_without_edges() -> None:
     profile = replace(TARGETS["snpe"].with_bits(weight=4), edge_bits=None)
     found = place(capture(Chain().eval(), torch.randn(2, 4)), profile)
     assert {w.scheme.bits for w in found.weights} == {4}
+
+
+class Wide(nn.Module):
+    """A convolution, a layer of 64 inputs and one of 40, and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2)
+        self.wide, self.odd = nn.Linear(64, 40), nn.Linear(40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.odd(torch.relu(self.wide(self.conv(x).flatten(1))))
+
+
+def test_weights_alone_leave_activations_and_other_layers_in_float() -> None:
+    found = place(capture(Wide().eval(), torch.randn(2, 3, 5, 5)), TARGETS["onnxruntime-weights"])
+    assert not found.activations
+    assert not found.reads_float
+    assert [(w.name, w.scheme.granularity, w.scheme.bits) for w in found.weights] == [("wide", PerGroup(1, 32), 4)]
+    reasons = {f.name: f.reason for f in found.float_ops}
+    assert reasons.keys() == {"conv", "odd"}
+    assert reasons["conv"] == "onnxruntime-weights quantizes no conv"
+    assert reasons["odd"] == "its 40 inputs are no multiple of the 32 of a group: give another group_size"
+
+
+def test_groups_that_fit_no_layer_are_an_error() -> None:
+    with pytest.raises(UnsupportedError, match=r"can quantize no op of this network: 0: its 40 inputs are no multiple"):
+        plan(nn.Sequential(nn.Linear(40, 5)), "openvino-weights", x=torch.randn(2, 40))
+
+
+def test_dynamic_ranges_are_at_the_inputs_of_linear_layers() -> None:
+    rules = Rules(bits={"wide": 4})
+    found = place(capture(Wide().eval(), torch.randn(2, 3, 5, 5)), TARGETS["onnxruntime-dynamic"], rules)
+    assert {p.tensors for p in found.activations} == {("flatten",), ("relu",)}
+    assert {p.scheme for p in found.activations} == {Scheme(signed=False, symmetric=False)}
+    assert {w.name: w.scheme.bits for w in found.weights} == {"wide": 4, "odd": 8}

@@ -2,6 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from integer.cases import residual_network
 from integer.graphs import QdqGraph
@@ -83,3 +84,30 @@ def test_a_network_names_its_layers() -> None:
     layers = [n.name for n in g.nodes if n.op_type in ("Conv", "Gemm")]
     assert [r.layer for r in found] == layers and all(r.kind == "pair" for r in found)
     assert overflow_risks(g.model(), FLOAT32) == ()
+
+
+def test_a_product_with_a_dynamic_range_is_bounded_for_every_zero_point() -> None:
+    """All corners of 0 and 255 for all 256 zero points; and every pair of weights on raw bytes."""
+    rng = np.random.default_rng(0)
+    w = rng.integers(-128, 128, (6, 4))
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["y"], name="product"),
+    ]
+    given = helper.make_tensor_value_info("x", 1, ["n", 6])
+    graph = helper.make_graph(
+        nodes, "g", [given], [helper.make_tensor_value_info("y", 6, None)],
+        [numpy_helper.from_array(w.astype(np.int8), "w")],
+    )  # fmt: skip
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    corners = np.array(list(product((0, 255), repeat=6)))
+    worst = np.max([np.abs((corners - z) @ w).max(0) for z in range(256)], axis=0)
+    bits = int(np.sort(worst)[2]).bit_length() + 1
+    (found,) = overflow_risks(file, Arithmetic(accumulator_bits=bits))
+    channels = tuple(int(c) for c in np.flatnonzero(worst > 2 ** (bits - 1) - 1))
+    assert 0 < len(channels) < 4
+    assert (found.layer, found.kind, found.channels, found.worst) == ("product", "accumulator", channels, worst.max())
+    assert overflow_risks(file, FLOAT32) == ()
+    pairs = {r.channels for r in overflow_risks(file, FLOAT32_PAIRS)}
+    sums = [[255 * (a + b) for i, a in enumerate(column) for b in column[:i]] for column in w.T.tolist()]
+    assert pairs == {tuple(c for c, s in enumerate(sums) if max(s) > 32767 or min(s) < -32768)} - {()}

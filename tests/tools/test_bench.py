@@ -96,6 +96,25 @@ def test_the_responsible_layers_add_up_and_the_worst_is_first() -> None:
     assert 0.5 < sum(share for _, share in found) <= 1 + 1e-6
 
 
+def test_weights_alone_of_a_small_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("onnxruntime")
+    bench = importlib.import_module("bench_weight_only")
+    kept = {e: tuple(f for f in forms if f.bits == 4 and not f.settings) for e, forms in bench.FORMS.items()}
+    bench.FORMS.update(kept)
+    arguments = ("--width", "64", "--layers", "2", "--rounds", "1", "--runs", "1", "--engines", "onnxruntime")
+    code, found = run("bench_weight_only", *arguments, out=tmp_path)
+    assert code == 0
+    speeds, digits = ([r for r in found["records"] if key in r] for key in ("speed", "right"))
+    assert {(r["form"], r["batch"]) for r in speeds} >= {("float", 1), ("onnxruntime-weights", 32)}
+    assert all(r["speed"] == 1 for r in speeds if r["form"] == "float")
+    sizes = {r["form"]: r["bytes"] for r in speeds}
+    assert sizes["onnxruntime-weights"] < sizes["float"]
+    assert min(r["right"] for r in digits) > 400
+    assert "### 2 × Linear 64² on onnxruntime" in capsys.readouterr().out
+    assert bench.LEVEL_0 not in bench.TARGETS
+
+
 def test_latency_of_a_small_network(tmp_path: Path) -> None:
     arguments = ("--networks", "digits_resnet", "--shape", "1", "8", "8", "--batches", "1", "--images", "8")
     more = ("--rounds", "2", "--runs", "3", "--engines", "onnxruntime", "--clock", "cpu")

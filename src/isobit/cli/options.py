@@ -156,12 +156,22 @@ CorrectBiases = Annotated[
         show_default=False,
     ),
 ]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        metavar="N",
+        help="How many weights share a scale, on targets for weights alone: 16, 32, 64 or 128. [default: 32]",
+        show_default=False,
+    ),
+]
 ReconstructionName = Annotated[
     str | None,
     typer.Option(
         "--reconstruction",
         metavar="NAME",
-        help="Round weights by what data shows: adaround, brecq or qdrop (minutes), gptq (seconds). Pays below 8 bits.",
+        help="Round weights by what data shows: adaround, brecq or qdrop (minutes), gptq (seconds). Pays below 8 bits. "
+        "Interrupted, it goes on when the same command is given again.",
         show_default=False,
     ),
 ]

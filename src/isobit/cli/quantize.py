@@ -1,13 +1,8 @@
 """`isobit quantize`: quantize, export, verify; one table."""
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from isobit.cli import options as o
-
-if TYPE_CHECKING:
-    from isobit.cli.quantizing import Job
 
 EPILOG = """
 Examples:
@@ -23,6 +18,8 @@ Examples:
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t onnxruntime-x86 --bits 4 --max-drop 1
+  isobit quantize nets.bert:net -d tokens.npz \\
+      -t onnxruntime-weights --bits 4 --group-size 64 -o bert.onnx
 """
 
 
@@ -41,6 +38,7 @@ def quantize(
     keep_float: o.KeepFloat = None,
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
+    group_size: o.GroupSize = None,
     equalize: o.Equalize = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
@@ -66,22 +64,21 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    No training takes place; an interrupted --reconstruction or --max-drop goes on when the same command is given again.
-    Exit code 9: a worse verdict of the target's engine than required, or a promise that is not kept; 2 to 8: an error,
-    told on stderr."""
+    No training takes place. What was interrupted goes on when the same command is given again. Exit code 9: a worse
+    verdict of the target's engine than required, or a promise that is not kept; 2 to 8: an error, told on stderr."""
     from isobit.cli import quantizing
-    from isobit.cli.data import Reading
     from isobit.cli.settings import recipe_of
 
     settings = recipe_of(
         recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
         layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
+        group_size=group_size,
     )  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
-        eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
-        promise=quantizing.promise_of(max_drop, max_minutes), faster=faster,
+        eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine, faster=faster,
+        reading=quantizing.Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        promise=quantizing.promise_of(max_drop, max_minutes), command=context.obj,
     )  # fmt: skip
     raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

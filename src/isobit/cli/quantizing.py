@@ -146,9 +146,8 @@ def run(job: Job, watch: Watch) -> Quantized:
             model=job.model, recipe=recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"),
-            faster=timed,
             reconstruction=model.meta.get("reconstruction", ()), notes=model.meta.get("notes", ()),
+            promise=model.meta.get("promise"), faster=timed,
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from isobit.cli.output import Cell
+from isobit.core.granularity import PerGroup
 from isobit.core.records import Accuracy, Certificate, Comparison, FasterRecord, FloatOp, PromiseRecord, SegmentRecord
 from isobit.recipes.recipe import Recipe
 from isobit.report import numbers
@@ -16,12 +17,17 @@ SHOWN = 6
 
 
 def target(recipe: Recipe) -> str:
-    """`onnxruntime-x86, W8A8`."""
+    """`onnxruntime-x86, W8A8`, or `onnxruntime-weights, W4 in groups of 32, activations float`."""
     profile = recipe.profile()
-    edge = profile.edge_bits
-    narrow = edge is not None and min(profile.weight.bits, profile.activation.bits) < edge
+    edge, weight = profile.edge_bits, profile.weight
+    widths = f"W{weight.bits}" if profile.ranges == "none" else f"W{weight.bits}A{profile.activation.bits}"
+    if isinstance(weight.granularity, PerGroup):
+        widths += f" in groups of {weight.granularity.size}, {'no' if weight.symmetric else 'with'} zero points"
+    if profile.ranges != "calibrated":
+        widths += f", activations {profile.activations}"
+    narrow = edge is not None and min(weight.bits, profile.activation.bits) < edge
     first_and_last = f", first and last layer W{edge}A{edge}" if narrow else ""
-    return f"{profile.name}, W{profile.weight.bits}A{profile.activation.bits}{first_and_last}"
+    return f"{profile.name}, {widths}{first_and_last}"
 
 
 def certificate(found: Certificate | None) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from isobit.core.errors import SettingError
 from isobit.recipes.codec import decode, encode, read_recipe
-from isobit.recipes.recipe import Recipe
+from isobit.recipes.recipe import Recipe, widths
 
 
 def recipe_of(
@@ -24,10 +24,8 @@ def recipe_of(
     UnknownNameError.
     """
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items() if v is not None and v != []}
-    if bits is not None:
-        if clash := {"weight_bits", "activation_bits"} & given.keys():
-            raise SettingError(f"give either --bits or --{min(clash).replace('_', '-')}, not both")
-        given |= {"weight_bits": bits, "activation_bits": bits}
+    if bits is not None and (clash := {"weight_bits", "activation_bits"} & given.keys()):
+        raise SettingError(f"give either --bits or --{min(clash).replace('_', '-')}, not both")
     if layer_bits:
         given["layer_bits"] = dict(_layer_bits(text) for text in layer_bits)
     for text in chosen or ():
@@ -38,6 +36,8 @@ def recipe_of(
     start = {} if file is None else encode(read_recipe(Recipe, file))
     if "target" not in {*start, *given}:
         raise SettingError("say what to quantize for: --target NAME (see `isobit targets`), or --recipe FILE")
+    if bits is not None:
+        given |= widths({**start, **given}["target"], bits)
     recipe = decode(Recipe, {**start, **given})
     recipe.profile()
     recipe.post_training()

@@ -21,7 +21,7 @@ def overview(profiles: Iterable[Profile]) -> Table:
     table.add_column("activations")
     table.add_column("verified on", no_wrap=True)
     for p in profiles:
-        table.add_row(p.name, p.vendor, str(p.weight), str(p.activation), "\n".join(_engine(e) for e in p.engines))
+        table.add_row(p.name, p.vendor, str(p.weight), p.activations, "\n".join(_engine(e) for e in p.engines))
     return table
 
 
@@ -33,13 +33,14 @@ def details(p: Profile) -> Table:
             ("hardware", p.vendor),
             ("source", p.source),
             ("weights", str(p.weight)),
-            ("activations", str(p.activation)),
+            ("activations", p.activations),
             ("signed activations in files", "signed bytes" if p.signed_bytes else "unsigned bytes, 128 higher"),
             ("biases", "float" if p.bias_bits is None else f"int{p.bias_bits}, scale of the input times the weight's"),
             ("first, last layer", "as all others" if p.edge_bits is None else f"at least {p.edge_bits} bits"),
             ("batch norm", "folded into the layer before" if p.fold_bn else "kept as an op of its own"),
             *_placement(p.placement),
-            ("fused", _fusions(p)),
+            ("fused", _fusions(p) or "nothing"),
+            ("products in files", type(p.form).__name__),
             ("arithmetic", [f"{f.name}: {_word(getattr(p.arithmetic, f.name))}" for f in fields(p.arithmetic)]),
             ("verified on", [_engine(e) for e in p.engines]),
         ]
@@ -61,13 +62,14 @@ def as_json(p: Profile) -> dict[str, Any]:
         "vendor": p.vendor,
         "source": p.source,
         "weight": {"scheme": str(p.weight), "bits": p.weight.bits},
-        "activation": {"scheme": str(p.activation), "bits": p.activation.bits},
+        "activation": {"scheme": p.activations, "bits": None if p.ranges == "none" else p.activation.bits},
         "bias_bits": p.bias_bits,
         "edge_bits": p.edge_bits,
         "signed_bytes": p.signed_bytes,
         "fold_bn": p.fold_bn,
         "placement": placement,
         "fusions": [list(pair) for pair in sorted(p.fusions)],
+        "form": str(p.form),
         "arithmetic": str(p.arithmetic),
         "engines": list(p.engines),
     }

@@ -136,3 +136,14 @@ def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Ten
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     zero_point = (lowest - low / scale.double()).round().clamp(lowest, highest)
     return scale, zero_point.to(torch.int32)
+
+
+def dynamic_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of unsigned bytes over one input's range, in the float32 steps of ONNX Runtime's kernel.
+
+    s = (high - low) / 255 over the range widened to hold 0, 1 where it is empty; z = rint(clip(0 - low / s, 0, 255)).
+    ONNX operators, DynamicQuantizeLinear. Each step rounds: computed in float64, a scale can differ in its last bit.
+    """
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    scale = torch.where(high > low, (high - low) / 255.0, 1.0)
+    return scale, (0.0 - low / scale).clamp(0.0, 255.0).round().to(torch.int32)

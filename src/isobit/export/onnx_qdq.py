@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,16 @@ from torch import Tensor, fx
 from isobit.core.artifact import Artifact
 from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.export.blockwise import write_blockwise
+from isobit.export.matmul_integer import write_matmul_integer
+from isobit.export.matmul_nbits import write_matmul_nbits
 from isobit.export.packing import pack_weights, write_look_ups
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers, levels
+from isobit.graph.convert import Levels, convert, hash_integers, levels
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
+from isobit.targets import DequantizeLinear, MatMulInteger, MatMulNBits
+from isobit.targets.form import Form
 
 OPSET = 21
 
@@ -53,10 +58,11 @@ class OnnxQdq:
         deployed = convert(model)
         program = to_onnx(deployed, example)
         tidy(program, layers=set(names(model.graph).values()))
-        write_look_ups(program, levels(deployed))
-        if self.packed:
-            pack_weights(program, levels(deployed))
         profile = preparation(model).profile
+        write_look_ups(program, levels(deployed))
+        left = _write_form(program, profile.form, levels(deployed))
+        if self.packed:
+            pack_weights(program, left)
         own = {
             "isobit.version": _version(),
             "isobit.target": profile.name,
@@ -73,6 +79,20 @@ class OnnxQdq:
             integers_sha256=own["isobit.integers_sha256"],
             metadata={**(metadata or {}), **own},
         )
+
+
+def _write_form(program: ir.Model, form: Form, levels: Mapping[str, Levels]) -> Mapping[str, Levels]:
+    """Write products with quantized weights as the target multiplies them; the weights that may still be packed."""
+    match form:
+        case MatMulNBits():
+            write_matmul_nbits(program, levels, form)
+            return levels
+        case MatMulInteger():
+            turned = write_matmul_integer(program)
+            return {name: of.turned() if name in turned else of for name, of in levels.items()}
+        case DequantizeLinear():
+            stay = write_blockwise(program, levels)
+            return {name: of for name, of in levels.items() if name not in stay}
 
 
 def export_float(model: fx.GraphModule, path: str | Path, *, example: tuple[Tensor, ...]) -> Path:

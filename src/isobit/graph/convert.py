@@ -84,6 +84,11 @@ class Levels:
     table: tuple[int, ...]
     offset: Tensor | None = None
 
+    def turned(self) -> "Levels":
+        """The levels of the transposed weight."""
+        turns = self.offset is not None and self.offset.dim() == 2
+        return Levels(self.table, self.offset.T if turns and self.offset is not None else self.offset)
+
 
 def levels(deployed: nn.Module) -> dict[str, Levels]:
     """The levels of each weight, by the name of the tensor of its integers."""

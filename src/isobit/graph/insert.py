@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from isobit.core.errors import SettingError, UnsupportedError
+from isobit.core.granularity import PerGroup
 from isobit.core.scheme import Scheme
 from isobit.graph.placement import Plan
 from isobit.graph.rules import Rules
@@ -68,10 +69,20 @@ def insert(
         notes.append(note)
         slot = Slot(quantizer, name=f"{place.name}.weight", stochastic=stochastic_rounding)
         give_weight_slot(model.get_submodule(place.name), slot)
+    notes.append(_wider(plan, profile))
     model.meta["preparation"] = Preparation(profile=profile, plan=plan, rules=rules)
     model.graph.lint()
     model.recompile()
     return tuple(filter(None, notes))
+
+
+def _wider(plan: Plan, profile: Profile) -> str:
+    """What to say about weights that take more bits in a file than they have."""
+    grouped = {p.scheme.bits for p in plan.weights if isinstance(p.scheme.granularity, PerGroup)}
+    if not (wider := sorted(grouped - set(profile.form.widths))):
+        return ""
+    widths = " or ".join(map(str, profile.form.widths))
+    return f"weights of {', '.join(map(str, wider))} bits take {widths} in a file for {profile.name}: the next larger"
 
 
 def _check_draws(settings: QuantizerSettings) -> None:

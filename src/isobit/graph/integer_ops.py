@@ -5,7 +5,7 @@ from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
-from isobit.core.qparams import scale_and_zero_point
+from isobit.core.qparams import dynamic_range
 from isobit.core.scheme import Scheme
 
 
@@ -56,9 +56,8 @@ def _(
 @torch.library.custom_op("isobit::dynamic_quantize_dequantize", mutates_args=())
 def dynamic_quantize_dequantize(x: Tensor) -> Tensor:
     """Unsigned bytes over the range of x itself, widened to hold 0: DynamicQuantizeLinear, DequantizeLinear."""
-    scheme = Scheme(signed=False, symmetric=False)
-    scale, zero_point = scale_and_zero_point(*torch.aminmax(x), scheme)
-    return fake_quantize(x, scale, zero_point, scheme)
+    scale, zero_point = dynamic_range(*torch.aminmax(x))
+    return fake_quantize(x, scale, zero_point, Scheme(signed=False, symmetric=False))
 
 
 @dynamic_quantize_dequantize.register_fake

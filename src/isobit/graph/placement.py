@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from isobit.core.errors import UnsupportedError
-from isobit.core.granularity import PerChannel
+from isobit.core.granularity import PerChannel, PerGroup
 from isobit.core.records import FloatOp
 from isobit.core.scheme import Scheme
 from isobit.graph.names import names
@@ -23,6 +23,9 @@ REARRANGES = frozenset({"reshape", "transpose", "slice"})
 """Kinds that give the same values another shape or place."""
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+
+HOLDS_WEIGHTS = WEIGHTED | {"embedding"}
+"""Kinds most of whose bytes are weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +88,11 @@ class _Placer:
         wanted = {t for t in self.order if is_float_tensor(t) and self.is_wanted(t)}
         self.spread_shared(wanted)
         if not wanted:
-            raise UnsupportedError(f"{self.profile.name} can quantize no op of this network: see `isobit targets`")
-        reads_float = set() if self.profile.placement.every_consumer else self.float_readers(wanted)
+            raise UnsupportedError(f"{self.profile.name} can quantize no op of this network{self.why_none()}")
+        quantizes = self.profile.ranges != "none"
+        reads_float = self.float_readers(wanted) if quantizes and not self.profile.placement.every_consumer else set()
         return Plan(
-            activations=self.activation_points(wanted),
+            activations=self.activation_points(wanted) if quantizes else (),
             weights=self.weight_points(wanted),
             float_ops=tuple(self.float_ops(wanted)),
             reads_float=frozenset((t.name, r.name) for t, r in reads_float),
@@ -166,7 +170,7 @@ class _Placer:
 
     def computes(self, node: fx.Node) -> bool:
         """Whether the target may run this op on integers: not kept in float, and its weight can be quantized."""
-        return node not in self.kept and (self.kind(node) not in WEIGHTED or self.module(node) is not None)
+        return node not in self.kept and (self.kind(node) not in WEIGHTED or not self.no_weight(node))
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module of an op with weights, None where its weight cannot be quantized."""
@@ -204,7 +208,8 @@ class _Placer:
     @cached_property
     def edges(self) -> set[fx.Node]:
         """The first and the last op with weights."""
-        weighted = [n for n in self.order if self.kind(n) in WEIGHTED and self.computes(n)]
+        kinds = WEIGHTED & self.profile.placement.kinds
+        weighted = [n for n in self.order if self.kind(n) in kinds and self.computes(n)]
         return {weighted[0], weighted[-1]} if weighted and self.profile.edge_bits else set()
 
     def bits(self, node: fx.Node) -> tuple[int, int]:
@@ -212,7 +217,8 @@ class _Placer:
         default = (self.profile.weight.bits, self.profile.activation.bits)
         if node in self.edges and self.profile.edge_bits:
             default = (self.profile.edge_bits, self.profile.edge_bits)
-        return self.rules.bits_of(self.names[node]) or default
+        found = self.rules.bits_of(self.names[node]) or default
+        return found if self.profile.ranges == "calibrated" else (found[0], self.profile.activation.bits)
 
     def activation_points(self, wanted: set[fx.Node]) -> tuple[ActivationPoint, ...]:
         members: dict[fx.Node, list[fx.Node]] = {}
@@ -232,6 +238,8 @@ class _Placer:
 
         Readers without weights ask by a rule alone.
         """
+        if self.profile.ranges != "calibrated":
+            return self.profile.activation.bits
         if found := [bits[1] for bits in map(self.ruled, group) if bits is not None]:
             return max(found)
         readers = [r for t in group for r in self.tensors.readers(t)]
@@ -251,6 +259,8 @@ class _Placer:
         found: dict[str, WeightPoint] = {}
         for node in self.order:
             if self.kind(node) not in WEIGHTED or not self.computes(node) or not self.reads_integers(node, wanted):
+                continue
+            if self.kind(node) not in self.profile.placement.kinds:
                 continue
             scheme = self.profile.weight_scheme(self.bits(node)[0])
             if self.kind(node) == "conv_transpose" and isinstance(scheme.granularity, PerChannel):
@@ -275,6 +285,8 @@ class _Placer:
                 integer.add(node)
                 continue
             if reason := self.float_reason(node, wanted):
+                if self.profile.ranges == "none" and kind not in HOLDS_WEIGHTS:
+                    continue  # the target's activations are in float, and so is what computes with them alone
                 if kind in REARRANGES and node not in self.kept:
                     continue  # it computes nothing: what it moves is in float already, and that op is named
                 yield FloatOp(name=self.names[node], op=kind, reason=reason)
@@ -294,10 +306,26 @@ class _Placer:
         return ""
 
     def no_weight(self, node: fx.Node) -> str:
-        """Why the weight of an op cannot be quantized."""
+        """Why the weight of an op cannot be quantized; empty where it can."""
         if node.op != "call_module":
             return "its weight is not a parameter of a module"
-        return f"isobit quantizes no {type(self.model.get_submodule(str(node.target))).__name__}"
+        module, granularity = self.module(node), self.profile.weight.granularity
+        if module is None:
+            return f"isobit quantizes no {type(self.model.get_submodule(str(node.target))).__name__}"
+        if (
+            isinstance(granularity, PerGroup)
+            and isinstance(module, nn.Linear)
+            and module.in_features % granularity.size
+        ):
+            size = granularity.size
+            return f"its {module.in_features} inputs are no multiple of the {size} of a group: give another group_size"
+        return ""
+
+    def why_none(self) -> str:
+        """What keeps the layers in float that the target has a kind for; else where the kinds are listed."""
+        layers = [n for n in self.order if self.kind(n) in WEIGHTED & self.profile.placement.kinds]
+        found = next((f": {self.names[n]}: {why}" for n in layers if (why := self.no_weight(n))), "")
+        return found or ": see `isobit targets`"
 
     def kind(self, node: fx.Node) -> str:
         return self.tensors.kinds[node]

@@ -29,6 +29,8 @@ def overflow_risks(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic 
     risks: list[OverflowRisk] = []
     for step in plan.steps:
         node = step.node
+        if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
+            risks += _dynamic(graph, node, arithmetic)
         if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
             continue
         x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
@@ -43,6 +45,19 @@ def overflow_risks(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic 
         if arithmetic.pair_bits is not None and not x.signed:
             risks += _risk(node.name, "pair", _pairs(rows, levels[1]), (1 << (arithmetic.pair_bits - 1)) - 1)
     return tuple(risks)
+
+
+def _dynamic(graph: Graph, node: Node, arithmetic: Arithmetic) -> list[OverflowRisk]:
+    """The risks of a product whose input has a range of its own: bytes with any zero point z, so that a term lies
+    between -z · w and (255 - z) · w and a sum within 255 times that of the weights of one sign."""
+    q = graph.constants[node.inputs[1]].astype(np.int64)
+    zero_point = graph.constants[node.inputs[3]] if len(node.inputs) > 3 else np.zeros((), np.int64)
+    rows = (q - zero_point.astype(np.int64)).T
+    sums = np.maximum(rows.clip(min=0).sum(1), -rows.clip(max=0).sum(1)) * 255
+    risks = _risk(node.name, "accumulator", sums, (1 << (arithmetic.accumulator_bits - 1)) - 1)
+    if arithmetic.pair_bits is not None:
+        risks += _risk(node.name, "pair", _pairs(q.T, 255), (1 << (arithmetic.pair_bits - 1)) - 1)
+    return risks
 
 
 def _risk(layer: str, kind: str, worst: np.ndarray, limit: int) -> list[OverflowRisk]:

@@ -10,25 +10,27 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
+from isobit.integer.low_bit import Inputs, dynamic_quantize, matmul_integer, matmul_nbits
 from isobit.integer.model import Node
 from isobit.integer.ops import max_pool
 from isobit.integer.windows import window_counts, window_of, window_sums
 
 EXACT = frozenset(
     {
-        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Div", "Equal",
-        "Expand", "Flatten", "Gather", "GatherElements", "Greater", "Identity", "Less", "Max", "MaxPool", "Min", "Mul",
-        "Neg", "Pad", "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth",
-        "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Div",
+        "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "Greater", "Identity",
+        "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Range", "ReduceMax", "ReduceMin",
+        "Relu", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose",
+        "Unsqueeze", "Where",
     }
 )  # fmt: skip
 """Ops whose float32 result IEEE 754 fixes: they move or compare values, or round each result once."""
 
-Inputs = list[Tensor | None]
-
 
 def evaluate(node: Node, inputs: Inputs, opset: int) -> list[Tensor]:
     """The outputs of `node` in float32. Ops without a rule here run in the ONNX reference evaluator."""
+    if (low_bit := _LOW_BIT.get((node.proto.domain, node.op))) is not None:
+        return low_bit(node, inputs)
     if node.proto.domain not in ("", "ai.onnx"):
         raise UnsupportedError(f"{node.name}: the op {node.proto.domain}.{node.op} is not known")
     if (rule := _RULES.get(node.op)) is not None and all(x is None or x.is_floating_point() for x in inputs[:1]):
@@ -131,6 +133,12 @@ def clip_limits(node: Node, inputs: Inputs) -> tuple[float | None, float | None]
         given[i] = float(x) if x is not None else given[i]
     return given[0], given[1]
 
+
+_LOW_BIT: Mapping[tuple[str, str], Callable[[Node, Inputs], list[Tensor]]] = {
+    ("", "DynamicQuantizeLinear"): dynamic_quantize,
+    ("", "MatMulInteger"): matmul_integer,
+    ("com.microsoft", "MatMulNBits"): matmul_nbits,
+}
 
 _RULES: Mapping[str, Callable[[Node, Inputs], Tensor]] = {
     "Add": _elementwise(torch.add),

@@ -15,7 +15,8 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic, FloatMultiplier
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
-from isobit.integer.float_ops import EXACT, Inputs, clip_limits, evaluate
+from isobit.integer.float_ops import EXACT, clip_limits, evaluate
+from isobit.integer.low_bit import Inputs, rounds_input
 from isobit.integer.model import read_graph
 from isobit.integer.plan import Plan, Step
 from isobit.integer.requantize import quantize
@@ -54,6 +55,11 @@ class Reference:
     def float_ops(self) -> tuple[str, ...]:
         """See ReferenceRun."""
         return tuple(s.node.name for s in self.plan.steps if s.rule == "float" and s.node.op not in EXACT)
+
+    @property
+    def rounded_inputs(self) -> tuple[str, ...]:
+        """The products with packed weights whose kernel rounds activations that the file leaves in float."""
+        return tuple(s.node.name for s in self.plan.steps if rounds_input(s.node))
 
     def run(self, inputs: Sequence[np.ndarray], *, keep: Sequence[str] | None = None) -> ReferenceRun:
         """Evaluate one batch. `keep` limits the integers that are returned to these names; None keeps all.

@@ -48,7 +48,7 @@ class Graph:
         if not graph.node or not graph.output:
             raise ArtifactError("the file holds no graph: it is truncated, or not an ONNX file")
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.constants = {t.name: _in_bytes(t) for t in graph.initializer}
         self.inputs = tuple(v.name for v in graph.input if v.name not in self.constants)
         self.outputs = tuple(v.name for v in graph.output)
         self.nodes: list[Node] = []
@@ -114,6 +114,14 @@ def read_graph(source: Path | str | onnx.ModelProto) -> Graph:
         raise ArtifactError(f"{path}: there is no such file") from error
     except (DecodeError, ArtifactError) as error:
         raise ArtifactError(f"{path} is truncated, or not an ONNX file: {error}") from error
+
+
+def _in_bytes(tensor: onnx.TensorProto) -> np.ndarray:
+    """An initializer; integers of 4 bits, which numpy and torch have no kind for, as bytes."""
+    array = numpy_helper.to_array(tensor)
+    if tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return array
+    return array.astype(np.int8 if tensor.data_type == onnx.TensorProto.INT4 else np.uint8)
 
 
 def _constant(attributes: Mapping[str, Any]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from isobit.core.arithmetic import Arithmetic, FloatMultiplier, ThroughFloat
 from isobit.core.errors import UnsupportedError
+from isobit.integer.low_bit import dequantized_blocks
 from isobit.integer.model import Graph, Node
 from isobit.integer.values import Constant, Format
 
@@ -119,11 +120,12 @@ class Plan:
                 self.formats[node.outputs[0]] = format_
             return Step(node, "dequantize", output=format_)
         q = self.graph.constants[source]
-        if int(node.attributes.get("block_size", 0)):
-            return Step(node, "float")
         scale = self.graph.constants[node.inputs[1]]
         zero_point = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(scale.shape, q.dtype)
         axis = int(node.attributes.get("axis", 1))
+        if block := int(node.attributes.get("block_size", 0)):
+            self.graph.constants[node.outputs[0]] = dequantized_blocks(q, scale, zero_point, axis, block)
+            return Step(node, "constant")
         self.constants[node.outputs[0]] = Constant(q, scale, zero_point, axis if q.ndim else 0)
         return Step(node, "constant")
 

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
 from isobit.core.granularity import blocks, from_blocks
-from isobit.core.qparams import DynamicRange, QParams, scale_and_zero_point
+from isobit.core.qparams import DynamicRange, QParams, dynamic_range, scale_and_zero_point
 from isobit.core.rounding import Stochastic
 from isobit.core.scheme import Scheme
 from isobit.quantizers.protocol import Role
+
+AS_ONNX = Scheme(signed=False, symmetric=False)
+"""The one format that files have dynamic ranges for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +54,10 @@ class DynamicQuantizer(nn.Module):
         shape = tuple(x.shape)
         low = from_blocks(values.amin(1), shape, self.scheme.granularity)
         high = from_blocks(values.amax(1), shape, self.scheme.granularity)
-        scale, zero_point = scale_and_zero_point(low, high, self.scheme)
+        if self.scheme == AS_ONNX:
+            scale, zero_point = dynamic_range(low, high)
+        else:
+            scale, zero_point = scale_and_zero_point(low, high, self.scheme)
         return fake_quantize(x, scale, zero_point, self.scheme)
 
     def grid(self) -> DynamicRange:

@@ -10,11 +10,11 @@ from isobit.algorithms.calibration import Observation
 from isobit.algorithms.channel_repair import ChannelRepair
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
-from isobit.core.granularity import PerTensor
+from isobit.core.granularity import PerGroup, PerTensor
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
-from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
+from isobit.quantizers import QUANTIZERS, Dynamic, QuantizerSettings, Role
 from isobit.recipes.choice import Choice, as_choice, chosen, name_of
 from isobit.recipes.codec import decode
 from isobit.recipes.methods import METHODS
@@ -32,8 +32,8 @@ class Recipe:
     """What `isobit.quantize` does, in the form that recipe files and results hold.
 
     Bits are the target's own where they are None; 32 leaves all weights, or all activations, in float. An observer
-    that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits, and `mse` at fewer, where clipping the
-    tails pays, and for powers of two, the nearest of which may clip a lot.
+    that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits and per group, and `mse` at fewer,
+    where clipping the tails pays, and for powers of two, the nearest of which may clip a lot.
     `method` names both quantizers at once, as `isobit.recipes.methods` has them. A quantizer or an observer is a name,
     or a table of its settings that holds the name: `{ name = "slb", begin = 0.2 }`.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
@@ -46,6 +46,8 @@ class Recipe:
     inputs of linear layers move into their weights (SmoothQuant). `bias_correction` gives back to biases what
     rounding takes from the mean of a layer's output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or
     a table of its settings: roundings are then found from the calibration data.
+    `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
+    with it.
     """
 
     target: str
@@ -70,6 +72,8 @@ class Recipe:
     smooth: float | None = None
     bias_correction: bool = False
     reconstruction: Choice | None = None
+    group_size: int | None = None
+    symmetric_weights: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +90,29 @@ class Recipe:
         if self.method is not None or name_of(self.weight_quantizer) != "fixed":
             profile = replace(profile, offset_weights=False)
         weight, activation = (None if bits == FLOAT_BITS else bits for bits in (self.weight_bits, self.activation_bits))
+        self._check_ranges(profile)
+        profile = profile.with_groups(size=self.group_size, symmetric=self.symmetric_weights)
         return profile.with_bits(weight=weight, activation=activation)
+
+    def _check_ranges(self, profile: Profile) -> None:
+        """Raise SettingError for settings of activations that a target without calibrated ranges does not have."""
+        if profile.ranges == "calibrated":
+            return
+        if profile.ranges == "none" and self.weight_bits == FLOAT_BITS:
+            raise SettingError(f"{profile.name} has nothing but weights: at 32 bits nothing would be quantized")
+        allowed = (None, FLOAT_BITS) if profile.ranges == "none" else (None, FLOAT_BITS, profile.activation.bits)
+        both = [pattern for pattern, bits in self.layer_bits.items() if not isinstance(bits, int)]
+        if both:
+            raise SettingError(f"{profile.name} calibrates no activations: layer_bits for {both[0]!r} takes one width")
+        if self.activation_bits not in allowed:
+            does = "leaves activations in float" if profile.ranges == "none" else "has bytes as activations"
+            raise SettingError(
+                f"{profile.name} {does}: give weight_bits alone, not {self.activation_bits} bits for them"
+            )
+        if self.activation_quantizer not in ("fixed", "dynamic") or self.activation_observer is not None:
+            raise SettingError(
+                f"{profile.name} calibrates no activations: leave activation_quantizer and activation_observer out"
+            )
 
     def rules(self) -> Rules:
         """The exceptions by layer."""
@@ -100,9 +126,12 @@ class Recipe:
             choices = (method.weight, method.activation)
         weight = chosen("quantizer", QUANTIZERS, choices[0], key="weight_quantizer")
         activation = chosen("quantizer", QUANTIZERS, choices[1], key="activation_quantizer")
+        ranges = self.profile().ranges
+        if ranges == "dynamic":
+            activation = Dynamic()
         return Preparing(
             weight=None if self.weight_bits == FLOAT_BITS else weight,
-            activation=None if self.activation_bits == FLOAT_BITS else activation,
+            activation=None if self.activation_bits == FLOAT_BITS or ranges == "none" else activation,
             rules=self.rules(),
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
@@ -158,12 +187,18 @@ def recipe_of(*, target: str, bits: int | None = None, **settings: Any) -> Recip
         clash = {"weight_bits", "activation_bits"} & settings.keys()
         if clash:
             raise SettingError(f"give either bits or {sorted(clash)[0]}, not both")
-        settings |= {"weight_bits": bits, "activation_bits": bits}
+        settings |= widths(target, bits)
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items() if v is not None}
     for key, table in _TABLES.items():
         if is_dataclass(value := plain.get(key)):
             plain[key] = as_choice(value, table)
     return decode(Recipe, {"target": target, **plain})
+
+
+def widths(target: str, bits: int) -> dict[str, int]:
+    """The width of weights and activations both; of weights alone where the target calibrates no activations."""
+    calibrates = look_up("target", TARGETS, target).ranges == "calibrated"
+    return {"weight_bits": bits, "activation_bits": bits} if calibrates else {"weight_bits": bits}
 
 
 _TABLES: dict[str, Mapping[str, Any]] = {
@@ -184,7 +219,8 @@ def _observer(
         assert quantizer is not None
         choice = getattr(quantizer, "weight_observer", None) if role == "weight" else None
         choice = choice or quantizer.observer
-        if choice == "min_max" and (scheme.bits < 8 or isinstance(scheme.scale, PowerOfTwo)):
+        few = scheme.bits < 8 and not isinstance(scheme.granularity, PerGroup)  # a group has few values, and no tails
+        if choice == "min_max" and (few or isinstance(scheme.scale, PowerOfTwo)):
             choice = "mse"
     found: ObserverSettings = chosen("observer", OBSERVERS, choice, key=f"{role}_observer")
     return found

@@ -1,6 +1,19 @@
 """Targets: hardware as rows of data. A new one costs a file and a line in this table."""
 
-from isobit.targets import academic, ascend, fbgemm, onnxruntime, openvino, snpe, tensorrt, tvm
+from isobit.targets import (
+    academic,
+    ascend,
+    fbgemm,
+    onnxruntime,
+    onnxruntime_dynamic,
+    onnxruntime_weights,
+    openvino,
+    openvino_weights,
+    snpe,
+    tensorrt,
+    tvm,
+)
+from isobit.targets.form import DequantizeLinear, MatMulInteger, MatMulNBits
 from isobit.targets.profile import Placement, Profile, Target
 
 TARGETS: dict[str, Profile] = {
@@ -12,6 +25,9 @@ TARGETS: dict[str, Profile] = {
     "fbgemm": fbgemm.PROFILE,
     "onnxruntime-x86": onnxruntime.PROFILE,
     "openvino-cpu": openvino.PROFILE,
+    "onnxruntime-weights": onnxruntime_weights.PROFILE,
+    "openvino-weights": openvino_weights.PROFILE,
+    "onnxruntime-dynamic": onnxruntime_dynamic.PROFILE,
 }
 
-__all__ = ["TARGETS", "Placement", "Profile", "Target"]
+__all__ = ["TARGETS", "DequantizeLinear", "MatMulInteger", "MatMulNBits", "Placement", "Profile", "Target"]

@@ -1,11 +1,16 @@
 """Profile: a hardware target as data. No code asks which target it is; it reads these fields."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from isobit.core.arithmetic import Arithmetic
 from isobit.core.errors import SettingError
+from isobit.core.granularity import PerGroup
 from isobit.core.scheme import Scheme
+from isobit.targets.form import DequantizeLinear, Form
+
+GROUP_SIZES = (16, 32, 64, 128)
+"""How many weights share a scale, where groups do: what engines have kernels for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,9 @@ class Profile:
     width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
     normalization into the convolution before anything is quantized. `offset_weights` says that the engine holds weights
     of fewer than 8 bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in
-    the file, costs nothing.
+    the file, costs nothing. `ranges` says where those of activations come from: from
+    calibration, from each input while the network runs, or from nowhere, since activations stay in float. `form` is
+    what a file multiplies weights with.
     """
 
     name: str
@@ -63,6 +70,14 @@ class Profile:
     signed_bytes: bool = False
     fold_bn: bool = True
     offset_weights: bool = False
+    ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
+    form: Form = DequantizeLinear()
+
+    @property
+    def activations(self) -> str:
+        """The format of activations in words: `u8 asymmetric per-tensor, dynamic`, or `float`."""
+        dynamic = ", dynamic" if self.ranges == "dynamic" else ""
+        return "float" if self.ranges == "none" else f"{self.activation}{dynamic}"
 
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
         """The same target at other widths; the first and last layer keep `edge_bits`."""
@@ -74,6 +89,21 @@ class Profile:
             weight=replace(self.weight, bits=weight or self.weight.bits),
             activation=replace(self.activation, bits=activation or self.activation.bits),
         )
+
+    def with_groups(self, *, size: int | None = None, symmetric: bool | None = None) -> "Profile":
+        """The same target with weights in groups of that size, without or with zero points; None leaves it as it is."""
+        if size is None and symmetric is None:
+            return self
+        if not isinstance(self.weight.granularity, PerGroup):
+            raise SettingError(
+                f"{self.name} has no groups of weights: leave group_size and symmetric_weights out, or use a target "
+                "with scales per group, such as onnxruntime-weights"
+            )
+        if size is not None and (isinstance(size, bool) or size not in GROUP_SIZES):
+            raise SettingError(f"group_size has to be one of {', '.join(map(str, GROUP_SIZES))}, got {size!r}")
+        plain = self.weight.symmetric if symmetric is None else symmetric
+        groups = replace(self.weight.granularity, size=size or self.weight.granularity.size)
+        return replace(self, weight=replace(self.weight, granularity=groups, symmetric=plain, signed=plain))
 
     def weight_scheme(self, bits: int) -> Scheme:
         """The number format of a weight of this many bits.
@@ -113,6 +143,9 @@ FUSED_ACTIVATIONS = frozenset(
     | {(op, act) for op in ("conv", "conv_transpose", "linear", "batch_norm", "add") for act in ACTIVATIONS}
 )
 """conv-bn, conv-bn-relu, add-relu and linear-relu, each one op on every engine."""
+LINEAR_INPUTS = Placement(inputs=frozenset({"linear"}), every_consumer=False)
+"""Linear layers alone."""
+
 GRAPH_1 = Placement(inputs=CONV_AND_LINEAR, every_consumer=False)
 """MQBench's graph 1: the inputs of convolutions and linear layers, nothing else."""
 
