@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
+from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing, prepare
 from isobit.core.errors import CalibrationError
 from isobit.graph.capture import capture
@@ -46,6 +47,13 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
     "post_training": (PostTraining(), 8),
     "post_training, mse": (
         PostTraining(observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]())),
+        4,
+    ),
+    "joint_ranges": (
+        PostTraining(
+            observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
+            joint_ranges=Lapq(samples=32, evaluations=40),
+        ),
         4,
     ),
     "bias_correction": (PostTraining(bias_correction=BiasCorrection()), 8),

@@ -254,6 +254,17 @@ def check_aciq(q: QParams, batches: list[Array]) -> None:
     assert abs(q.zero_point.item() - zero_point) <= 1
 
 
+def check_auto(q: QParams, batches: list[Array]) -> None:
+    """At most the slack above the least error of 60 factors of min-max, which is taken where it is as good as any."""
+    x = np.concatenate(batches).ravel()
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    errors = [squared_error(x, low * f, high * f, q.scheme) for f in np.linspace(1, 1 / 60, 60)]
+    mine = np.square(x - quantize_as(q, x)).mean()
+    assert mine <= 1.1 * 1.02 * min(errors)
+    if errors[0] <= min(errors):
+        assert_range(q, low, high)
+
+
 def check_mean_std(q: QParams, batches: list[Array]) -> None:
     x = np.concatenate(batches).ravel()
     assert_range(q, max(x.min(), x.mean() - 3 * x.std()), min(x.max(), x.mean() + 3 * x.std()))
@@ -296,5 +307,6 @@ CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
     "mean_std": check_mean_std,
     "mean_abs": check_mean_abs,
     "centroids": check_centroids,
+    "auto": check_auto,
 }
 """By name in `OBSERVERS`: what the parameters have to be, given the batches in float64."""

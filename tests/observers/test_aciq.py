@@ -72,7 +72,7 @@ def test_auto_recognizes_the_distribution(distribution: Distribution) -> None:
 )
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_as_good_as_the_search_on_samples(distribution: str, behind: str, bits: int) -> None:
-    """Where the values have the distribution, no search over ranges finds a much better one; an exponential tail has no memory of a shift."""
+    """No search finds a much better range where the values have the distribution; an exponential forgets a shift."""
     x = drawn(distribution)
     x = x if behind == "nothing" else (x - 0.5 * ("shifted" in behind)).relu()
     scheme = Scheme(bits=bits, signed=behind == "nothing", symmetric=False)

@@ -104,7 +104,7 @@ Observer = Annotated[
     typer.Option(
         "--observer",
         metavar="NAME",
-        help="How ranges of activations are found: min_max, percentile, mse, kl_divergence, … "
+        help="How ranges of activations are found: min_max, percentile, mse, aciq, auto, … "
         "[default: min_max at 8 bits, mse below]",
         show_default=False,
     ),
@@ -145,6 +145,14 @@ Equalize = Annotated[
     typer.Option(
         "--equalize/--no-equalize",
         help="Even out the ranges of channels over neighbouring layers. [default: where a weight has one scale]",
+        show_default=False,
+    ),
+]
+JointRanges = Annotated[
+    bool | None,
+    typer.Option(
+        "--joint-ranges/--no-joint-ranges",
+        help="Search the steps of all layers together on the loss (LAPQ). Takes minutes; pays below 8 bits.",
         show_default=False,
     ),
 ]

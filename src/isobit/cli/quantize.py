@@ -35,6 +35,7 @@ def quantize(
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
     equalize: o.Equalize = None,
+    joint_ranges: o.JointRanges = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
     recipe: o.RecipeFile = None,
@@ -67,7 +68,8 @@ def quantize(
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
+        layer_bits=layer_bits, equalize=equalize, joint_ranges=joint_ranges, bias_correction=bias_correction,
+        reconstruction=reconstruction,
     )  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,

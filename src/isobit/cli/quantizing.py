@@ -19,7 +19,15 @@ from isobit.cli.progress import Watch
 from isobit.core.artifact import Artifact
 from isobit.core.errors import EngineError
 from isobit.core.files import check_writable
-from isobit.core.records import Accuracy, Certificate, FloatOp, SegmentRecord, to_json
+from isobit.core.records import (
+    Accuracy,
+    Certificate,
+    FloatOp,
+    JointRangesRecord,
+    RangeChoice,
+    SegmentRecord,
+    to_json,
+)
 from isobit.engines import ENGINES
 from isobit.graph.insert import preparation
 from isobit.recipes.codec import encode
@@ -66,6 +74,8 @@ class Quantized:
     file_bytes: int
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
+    ranges: tuple[RangeChoice, ...] = ()
+    joint_ranges: JointRangesRecord | None = None
 
 
 def run(job: Job, watch: Watch) -> Quantized:
@@ -101,7 +111,8 @@ def run(job: Job, watch: Watch) -> Quantized:
             model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            reconstruction=model.meta.get("reconstruction", ()),
+            reconstruction=model.meta.get("reconstruction", ()), ranges=model.meta.get("ranges", ()),
+            joint_ranges=model.meta.get("joint_ranges"),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
@@ -187,6 +198,7 @@ def table(result: Quantized) -> Table:
             *rows.certificate(found),
             *rows.accuracies(result.accuracy, result.evaluation),
             *(own if result.evaluation == result.calibration and result.accuracy else []),
+            *rows.ranges(result.ranges, result.joint_ranges),
             *rows.reconstruction(result.reconstruction),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
@@ -205,6 +217,8 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "evaluation": result.evaluation,
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
+        "ranges": [to_json(r) for r in result.ranges],
+        "joint_ranges": None if result.joint_ranges is None else to_json(result.joint_ranges),
         "reconstruction": [to_json(r) for r in result.reconstruction],
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,

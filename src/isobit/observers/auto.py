@@ -17,11 +17,14 @@ from isobit.observers.percentile import percentile_range
 from isobit.observers.range_error import quantization_error
 from isobit.observers.streaming_histogram import HistogramPart, RangeSearch, StreamingHistogram
 
+KL_BITS = 6
+"""Above it KL's threshold is no candidate: it is far from the least squared error, and its cost grows with 2^bits."""
+
 RULES: dict[str, RangeSearch] = {
     "min_max": lambda part, _: (part.low, part.high),
     "percentile": lambda part, scheme: percentile_range(part, scheme, percentile=99.99),
     "aciq": aciq_range,
-    "kl_divergence": kl_range,
+    "kl_divergence": lambda part, scheme: kl_range(part, scheme) if scheme.bits <= KL_BITS else (part.low, part.high),
     "mse": lambda part, scheme: mse_range(part, scheme, power=2.0, steps=100),
 }
 """What is tried, with each rule's own settings at their defaults; of equals the first is taken."""
@@ -51,7 +54,7 @@ class Auto:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Chosen:
-    """The chosen ranges of some rows: `rule` is an index into `RULES`, `error` Σ (x - x̂)² / n in units of the bin width.
+    """The chosen ranges of some rows: `rule` is an index into `RULES`, `error` the mean (x - x̂)², in bin widths.
 
     `plain` is the error of min-max. Shapes: (rows,).
     """
@@ -74,7 +77,8 @@ def chosen_range(part: HistogramPart, scheme: Scheme, *, slack: float) -> Chosen
     points, weights = part.points()
     errors = quantization_error(points, weights, low, high, scheme)
     allowed = errors <= errors.amin(1, keepdim=True) * (1 + slack)
-    width = (high.clamp(min=0) - low.clamp(max=0)).masked_fill(~allowed, -1)
+    width = torch.minimum(high, part.high[:, None]).clamp(min=0) - torch.maximum(low, part.low[:, None]).clamp(max=0)
+    width = width.masked_fill(~allowed, -1)
     rule = width.argmax(1, keepdim=True)
     picked = [t.gather(1, rule).squeeze(1) for t in (low, high, errors)]
     return Chosen(low=picked[0], high=picked[1], rule=rule.squeeze(1), error=picked[2], plain=errors[:, 0])
@@ -102,7 +106,7 @@ class AutoObserver:
         return self._histogram.qparams_from(search)
 
     def choice(self) -> str:
-        """Which rules were taken and what that gains over min-max in the mean; empty where min-max is taken throughout.
+        """Which rules and what that gains over min-max in the mean; empty where min-max is taken throughout.
 
         Raises CalibrationError where nothing was seen.
         """

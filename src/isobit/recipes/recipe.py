@@ -7,6 +7,7 @@ from typing import Any
 from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
+from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerTensor
@@ -41,8 +42,10 @@ class Recipe:
     process has batch statistics of its own (4*). With `stochastic_rounding` quantizers with even steps, and the
     logarithmic one, round at random in training.
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
-    training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
-    layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
+    training meets one scale per weight. `joint_ranges` searches the steps of all layers together on the loss
+    (LAPQ), before anything else is learned. `bias_correction` gives back to biases what rounding takes from the mean
+    of a layer's output.
+    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
     learned from the calibration data, and ranges below 8 bits are those of least error.
     """
 
@@ -63,6 +66,7 @@ class Recipe:
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
     equalize: bool | None = None
+    joint_ranges: bool = False
     bias_correction: bool = False
     reconstruction: Choice | None = None
     seed: int = 0
@@ -131,6 +135,7 @@ class Recipe:
         return PostTraining(
             observation=self.observation(),
             preparing=self.preparing(trains=False),
+            joint_ranges=Lapq() if self.joint_ranges else None,
             bias_correction=BiasCorrection() if self.bias_correction else None,
             reconstruction=None
             if reconstruction is None
