@@ -65,12 +65,10 @@ def quantize(
     from isobit.cli.settings import recipe_of
 
     check_verdict(require)
-    settings = recipe_of(
-        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
-        activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
+    settings = recipe_of(recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
+        activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force, seed=seed,
         layer_bits=layer_bits, equalize=equalize, joint_ranges=joint_ranges, bias_correction=bias_correction,
-        reconstruction=reconstruction,
-    )  # fmt: skip
+        reconstruction=reconstruction)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
