@@ -52,7 +52,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
     "joint_ranges": (
         PostTraining(
             observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
-            joint_ranges=Lapq(samples=32, evaluations=40),
+            joint_ranges=Lapq(samples=16, evaluations=20),
         ),
         4,
     ),
