@@ -24,6 +24,9 @@ from isobit.benchmark.pretrained import pretrained
 METHODS: dict[str, dict[str, Any]] = {
     "min_max": {"weight_observer": "min_max", "activation_observer": "min_max"},
     "mse": {"weight_observer": "mse", "activation_observer": "mse"},
+    "aciq": {"weight_observer": "aciq", "activation_observer": "aciq"},
+    "auto": {"weight_observer": "auto", "activation_observer": "auto"},
+    "joint": {"weight_observer": "mse", "activation_observer": "mse", "joint_ranges": True},
     "gptq": {"reconstruction": "gptq"},
     "adaround": {"reconstruction": "adaround"},
     "brecq": {"reconstruction": "brecq"},

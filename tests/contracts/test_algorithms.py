@@ -13,6 +13,7 @@ from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.channel_repair import ChannelRepair
+from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing, prepare
 from isobit.core.errors import CalibrationError
 from isobit.graph.capture import capture
@@ -47,6 +48,13 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
     "post_training": (PostTraining(), 8),
     "post_training, mse": (
         PostTraining(observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]())),
+        4,
+    ),
+    "joint_ranges": (
+        PostTraining(
+            observation=Observation(weight=OBSERVERS["mse"](), activation=OBSERVERS["mse"]()),
+            joint_ranges=Lapq(samples=16, evaluations=20),
+        ),
         4,
     ),
     "bias_correction": (PostTraining(bias_correction=BiasCorrection()), 8),

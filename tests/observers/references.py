@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import entropy
+from scipy.stats import entropy, laplace, norm
 
 from isobit.core.grid import AdditivePowersOfTwo, Codebook, MidRise, PowersOfTwo, Uniform
 from isobit.core.qparams import QParams
@@ -217,6 +218,53 @@ def check_cross_entropy(q: QParams, batches: list[Array]) -> None:
     assert loss(quantize_as(q, z)) - floor <= 1.05 * (min(losses) - floor) + 1e-6
 
 
+def check_aciq(q: QParams, batches: list[Array]) -> None:
+    """The minimum of the closed form, found by scipy, for the likelier distribution of the values themselves."""
+    x, scheme = np.concatenate(batches).ravel(), q.scheme
+    low, high = x.min(), x.max()
+    free = not scheme.symmetric or q.codebook is not None
+    x = np.maximum(x, 0) if scheme.symmetric and not scheme.signed else x
+    one_sided = x.min() >= 0
+    centre = x.mean() if free and not one_sided else 0.0
+    away = np.abs(x - centre)
+    away = away[away > 0] if one_sided else away
+    b, sigma = away.mean(), np.sqrt(np.square(away).mean())
+    gauss = norm.logpdf(away, scale=sigma).sum() > laplace.logpdf(away, scale=b).sum()
+    levels = even_values(-1, 1, scheme) if q.codebook is not None else np.array(scheme.levels)
+    steps = len(levels) - 1
+    if scheme.symmetric and scheme.signed and isinstance(scheme.grid, Uniform):
+        steps = 2 * max(scheme.quant_max, 1)
+    elif one_sided and (free or not scheme.signed):
+        steps *= 2
+
+    def error(alpha: float) -> float:
+        shape = norm(scale=sigma) if gauss else laplace(scale=b)
+        tail = np.linspace(alpha, alpha + 40 * b, 20_001)
+        cost = 2 * np.trapezoid(np.square(tail - alpha) * shape.pdf(tail), tail)
+        return float(cost + (2 * alpha / max(steps, 1)) ** 2 / 12)
+
+    alpha = minimize_scalar(error, bounds=(0, 30 * b), method="bounded", options={"xatol": 1e-6 * b}).x
+    low, high = max(low, centre - alpha), min(high, centre + alpha)
+    low = min(low, 0) if one_sided else low
+    scale, zero_point = parameters_of(low, high, scheme)
+    if not isinstance(scheme.scale, PowerOfTwo):
+        np.testing.assert_allclose(q.scale.item(), scale, rtol=0.02)
+    else:
+        assert abs(math.log2(q.scale.item() / scale)) <= 1
+    assert abs(q.zero_point.item() - zero_point) <= 1
+
+
+def check_auto(q: QParams, batches: list[Array]) -> None:
+    """At most the slack above the least error of 60 factors of min-max, which is taken where it is as good as any."""
+    x = np.concatenate(batches).ravel()
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    errors = [squared_error(x, low * f, high * f, q.scheme) for f in np.linspace(1, 1 / 60, 60)]
+    mine = np.square(x - quantize_as(q, x)).mean()
+    assert mine <= 1.1 * 1.02 * min(errors)
+    if errors[0] <= min(errors):
+        assert_range(q, low, high)
+
+
 def check_mean_std(q: QParams, batches: list[Array]) -> None:
     x = np.concatenate(batches).ravel()
     assert_range(q, max(x.min(), x.mean() - 3 * x.std()), min(x.max(), x.mean() + 3 * x.std()))
@@ -255,8 +303,10 @@ CHECKS: dict[str, Callable[[QParams, list[Array]], None]] = {
     "mse": check_mse,
     "kl_divergence": check_kl_divergence,
     "cross_entropy": check_cross_entropy,
+    "aciq": check_aciq,
     "mean_std": check_mean_std,
     "mean_abs": check_mean_abs,
     "centroids": check_centroids,
+    "auto": check_auto,
 }
 """By name in `OBSERVERS`: what the parameters have to be, given the batches in float64."""

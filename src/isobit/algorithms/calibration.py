@@ -12,6 +12,7 @@ from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import CalibrationError
 from isobit.core.granularity import PerChannel
 from isobit.core.progress import Progress, silent
+from isobit.core.records import RangeChoice
 from isobit.graph.convert import round_biases
 from isobit.graph.folding import merge_for_good, weight_and_bias
 from isobit.graph.insert import preparation, slots
@@ -46,7 +47,7 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
 
     Weights are observed once, activations over all of `data` with the network still in float. Raises
     CalibrationError for data that is empty, of a wrong shape, not finite or constant, and names the layer where
-    an observer saw nothing.
+    an observer saw nothing. What observers chose themselves (`auto`) is in `model.meta["ranges"]`, as `RangeChoice`s.
     """
     model.eval()
     weights = _observe_weights(model, observation)
@@ -56,10 +57,8 @@ def calibrate(model: fx.GraphModule, data: Data, observation: Observation, *, pr
         slot.mode = "observe"
     with fastest_layout(model) as layout, in_place(model):
         samples = _run(model, data, layout, progress)
-    for slot in activations:
-        slot.calibrate()
+    model.meta["ranges"] = tuple(c for slot in (*activations, *weights) if (c := _calibrate(slot)) is not None)
     for slot, weight in weights.items():
-        slot.calibrate()
         if callable(start := getattr(slot.quantizer, "start", None)):
             with torch.inference_mode(False), torch.no_grad():  # what it creates will be trained
                 start(weight.clone())
@@ -80,6 +79,14 @@ def finish(model: fx.GraphModule) -> None:
         found = dict(model.meta.get("passes", {}))
         model.meta["passes"] = found | {"merge_bn_into_scales": MergeBatchNormIntoScales().apply(model)}
     round_biases(model)
+
+
+def _calibrate(slot: Slot) -> RangeChoice | None:
+    """Give the quantizer its range; what the observer has to say about it, if it is one that chooses."""
+    observer = slot.observer
+    slot.calibrate()
+    reason = choice() if callable(choice := getattr(observer, "choice", None)) else ""
+    return RangeChoice(tensor=slot.point, reason=reason) if reason else None
 
 
 def _observe_weights(model: fx.GraphModule, observation: Observation) -> dict[Slot, Tensor]:

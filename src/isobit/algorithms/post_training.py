@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
+from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.reconstruction import Reconstructs
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
@@ -91,12 +92,14 @@ def prepare(
 class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, the preparation's, and what is learned.
 
-    With `bias_correction` layers keep their mean output; with `reconstruction` roundings are learned from the
+    With `joint_ranges` the steps of all layers are searched together first. With `bias_correction` layers keep their
+    mean output; with `reconstruction` roundings are learned from the
     calibration data, segment by segment.
     """
 
     observation: Observation = field(default_factory=Observation)
     preparing: Preparing = field(default_factory=Preparing)
+    joint_ranges: Lapq | None = None
     bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
     seed: int = 0
@@ -121,12 +124,14 @@ class PostTraining:
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
         smooths = self.preparing.repair.smooth is not None
-        if smooths or self.reconstruction is not None or self.bias_correction is not None:
+        if smooths or (self.joint_ranges, self.bias_correction, self.reconstruction) != (None, None, None):
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
             model = prepare(net, example, profile, self.preparing, data=data)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            if self.joint_ranges is not None:
+                model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
             if self.reconstruction is not None:
                 model.meta["reconstruction"] = self.reconstruction.apply(
                     model, data, seed=self.seed, checkpoint=checkpoint, progress=progress

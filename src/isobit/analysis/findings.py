@@ -11,7 +11,7 @@ from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
 from isobit.core.granularity import PerChannel, PerTensor, blocks
 from isobit.core.qparams import QParams
-from isobit.core.records import SegmentRecord
+from isobit.core.records import JointRangesRecord, SegmentRecord
 from isobit.core.scheme import PowerOfTwo
 from isobit.graph.insert import preparation
 from isobit.targets import TARGETS
@@ -165,6 +165,14 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
             f"learned roundings gained nothing in {len(rest)} of {len(segments)} segments, which keep the nearest ones "
             f"(noise over signal of the output): {_listed(rest)}. Give more samples, or more iterations"
         )
+    joint: JointRangesRecord | None = model.meta.get("joint_ranges")
+    if joint is not None and not joint.after < joint.before:
+        yield (
+            f"the joint search of ranges gained nothing in {joint.evaluations} evaluations (the loss is "
+            f"{joint.before:.3g}): the ranges stay as the observers found them"
+        )
+    if joint is not None and joint.left:
+        yield f"the joint search of ranges left quantizers alone that have no fixed step: {_listed(joint.left)}"
     for name, report in model.meta.get("passes", {}).items():
         if report.left:
             yield f"the pass {name} left {len(report.left)} alone: {_listed(report.left)}"

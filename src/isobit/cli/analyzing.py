@@ -61,6 +61,8 @@ def run(job: Job, watch: Watch) -> RunRecord:
 def page(record: RunRecord, report: Path | None) -> list[RenderableType]:
     """The layers, the worst of them, and what to know about them."""
     parts: list[RenderableType] = [layers(record), worst(record), Text(), bullets(record.warnings)]
+    if record.ranges:
+        parts += [Text(), facts([("ranges", [f"{r.tensor}: {r.reason}" for r in record.ranges])])]
     return parts if report is None else [*parts, Text(), facts([("written", str(report))])]
 
 

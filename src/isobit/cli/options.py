@@ -104,7 +104,7 @@ Observer = Annotated[
     typer.Option(
         "--observer",
         metavar="NAME",
-        help="How ranges of activations are found: min_max, percentile, mse, kl_divergence, … "
+        help="How ranges of activations are found: min_max, percentile, mse, aciq, auto, … "
         "[default: min_max at 8 bits, mse below]",
         show_default=False,
     ),

@@ -67,6 +67,7 @@ def quantize(
     No training takes place. What was interrupted goes on when the same command is given again. Exit code 9: a worse
     verdict of the target's engine than required, or a promise that is not kept; 2 to 8: an error, told on stderr."""
     from isobit.cli import quantizing
+    from isobit.cli.data import Reading
     from isobit.cli.settings import recipe_of
 
     settings = recipe_of(
@@ -78,7 +79,7 @@ def quantize(
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine, faster=faster,
-        reading=quantizing.Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
         promise=quantizing.promise_of(max_drop, max_minutes), command=context.obj,
     )  # fmt: skip
     raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

@@ -26,7 +26,9 @@ from isobit.core.records import (
     Certificate,
     FasterRecord,
     FloatOp,
+    JointRangesRecord,
     PromiseRecord,
+    RangeChoice,
     SegmentRecord,
     StepRecord,
     to_json,
@@ -81,6 +83,8 @@ class Quantized:
     file_bytes: int
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
+    ranges: tuple[RangeChoice, ...] = ()
+    joint_ranges: JointRangesRecord | None = None
     notes: tuple[str, ...] = ()
     promise: PromiseRecord | None = None
     faster: FasterRecord | None = None
@@ -146,6 +150,8 @@ def run(job: Job, watch: Watch) -> Quantized:
             model=job.model, recipe=recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
+            ranges=model.meta.get("ranges", ()),
+            joint_ranges=model.meta.get("joint_ranges"),
             reconstruction=model.meta.get("reconstruction", ()), notes=model.meta.get("notes", ()),
             promise=model.meta.get("promise"), faster=timed,
             written=tuple(p for p in (job.output, job.report) if p is not None),
@@ -260,6 +266,7 @@ def table(result: Quantized) -> Table:
             *rows.certificate(found),
             *rows.accuracies(result.accuracy, result.evaluation),
             *(own if result.evaluation == result.calibration and result.accuracy else []),
+            *rows.ranges(result.ranges, result.joint_ranges),
             *rows.faster(result.faster),
             *rows.promise(result.promise),
             *rows.reconstruction(result.reconstruction),
@@ -281,6 +288,8 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "evaluation": result.evaluation,
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
+        "ranges": [to_json(r) for r in result.ranges],
+        "joint_ranges": None if result.joint_ranges is None else to_json(result.joint_ranges),
         "reconstruction": [to_json(r) for r in result.reconstruction],
         "faster": None if result.faster is None else to_json(result.faster),
         "promise": None if result.promise is None else to_json(result.promise),

@@ -6,7 +6,17 @@ from rich.text import Text
 
 from isobit.cli.output import Cell
 from isobit.core.granularity import PerGroup
-from isobit.core.records import Accuracy, Certificate, Comparison, FasterRecord, FloatOp, PromiseRecord, SegmentRecord
+from isobit.core.records import (
+    Accuracy,
+    Certificate,
+    Comparison,
+    FasterRecord,
+    FloatOp,
+    JointRangesRecord,
+    PromiseRecord,
+    RangeChoice,
+    SegmentRecord,
+)
 from isobit.recipes.recipe import Recipe
 from isobit.report import numbers
 from isobit.report.summary import accuracy_rows
@@ -14,6 +24,8 @@ from isobit.report.summary import accuracy_rows
 Row = tuple[str, Sequence[Cell] | Cell]
 
 SHOWN = 6
+
+_LOSSES = {"noise": "noise over signal", "divergence": "KL divergence", "labels": "cross-entropy"}
 
 
 def target(recipe: Recipe) -> str:
@@ -69,6 +81,16 @@ def reconstruction(found: Sequence[SegmentRecord]) -> list[Row]:
         lines.append(f"rounded to nearest, because learning gained nothing: {', '.join(rest[:SHOWN])}")
         lines[1] += f" and {len(rest) - SHOWN} more" if len(rest) > SHOWN else ""
     return [("reconstructed", lines)]
+
+
+def ranges(chosen: Sequence[RangeChoice], joint: JointRangesRecord | None) -> list[Row]:
+    """What observers chose, and what the joint search gained."""
+    found: list[Row] = [("ranges chosen", _list([f"{r.tensor}: {r.reason}" for r in chosen], ""))] if chosen else []
+    if joint is None:
+        return found
+    text = f"{_LOSSES[joint.loss]} {joint.before:.3g} to {joint.after:.3g} in {joint.evaluations} evaluations"
+    text += f" on {joint.samples} samples" + ("" if joint.after < joint.before else ": nothing gained, none moved")
+    return [*found, ("joint ranges", text)]
 
 
 def faster(found: FasterRecord | None) -> list[Row]:

@@ -131,6 +131,32 @@ class FasterRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RangeChoice:
+    """A tensor whose range an observer chose among several rules, and which and why; min-max is not listed."""
+
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointRangesRecord:
+    """A joint search of ranges (`Lapq`): the loss `before`, at the `start` from the norm of `power`, and `after`.
+
+    `power` is None where no norm was better than the ranges before; `left` names the quantizers that were not searched.
+    """
+
+    loss: str
+    samples: int
+    before: float
+    start: float
+    after: float
+    power: float | None
+    variables: int
+    evaluations: int
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatOp:
     """An op that stays in float, and why."""
 
@@ -263,6 +289,7 @@ class RunRecord:
     versions: dict[str, str]
     layers: tuple[LayerRecord, ...]
     float_ops: tuple[FloatOp, ...] = ()
+    ranges: tuple[RangeChoice, ...] = ()
     warnings: tuple[str, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     latency: tuple[Latency, ...] = ()

@@ -3,6 +3,8 @@
 `OBSERVERS` is the table of all; a new one is a file with settings that have `build(scheme)`, and a line here.
 """
 
+from isobit.observers.aciq import Aciq
+from isobit.observers.auto import Auto
 from isobit.observers.centroids import Centroids
 from isobit.observers.cross_entropy import CrossEntropy
 from isobit.observers.histogram import Histogram
@@ -17,6 +19,8 @@ from isobit.observers.protocol import Observer, ObserverSettings
 
 __all__ = [
     "OBSERVERS",
+    "Aciq",
+    "Auto",
     "Centroids",
     "CrossEntropy",
     "Histogram",
@@ -39,7 +43,9 @@ OBSERVERS: dict[str, type] = {
     "mse": Mse,
     "kl_divergence": KlDivergence,
     "cross_entropy": CrossEntropy,
+    "aciq": Aciq,
     "mean_std": MeanStd,
     "mean_abs": MeanAbs,
     "centroids": Centroids,
+    "auto": Auto,
 }

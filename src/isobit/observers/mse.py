@@ -1,4 +1,4 @@
-"""MSE: the range of least quantization error, by grid search (Choukroun et al. 2019, arXiv:1902.06822)."""
+"""MSE, or OMSE: the range of least quantization error, by search (Choukroun et al. 2019, arXiv:1902.06822)."""
 
 from dataclasses import dataclass
 from typing import final

@@ -8,6 +8,7 @@ from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation
 from isobit.algorithms.channel_repair import ChannelRepair
+from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerGroup, PerTensor
@@ -43,9 +44,10 @@ class Recipe:
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
     training meets one scale per weight. `absorb_bias` moves what a channel always has into the next bias,
     `split_channels` is the share of channels to split where weights are largest, `smooth` the α by which large
-    inputs of linear layers move into their weights (SmoothQuant). `bias_correction` gives back to biases what
-    rounding takes from the mean of a layer's output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or
-    a table of its settings: roundings are then found from the calibration data.
+    inputs of linear layers move into their weights (SmoothQuant). `joint_ranges` searches the steps of all layers
+    together on the loss (LAPQ). `bias_correction` gives back to biases what rounding takes from the mean of a layer's
+    output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or a table of its settings: roundings are then
+    found from the calibration data.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it.
     """
@@ -70,6 +72,7 @@ class Recipe:
     absorb_bias: bool = False
     split_channels: float = 0.0
     smooth: float | None = None
+    joint_ranges: bool = False
     bias_correction: bool = False
     reconstruction: Choice | None = None
     group_size: int | None = None
@@ -169,6 +172,7 @@ class Recipe:
         return PostTraining(
             observation=self.observation(),
             preparing=self.preparing(trains=False),
+            joint_ranges=Lapq() if self.joint_ranges else None,
             bias_correction=BiasCorrection() if self.bias_correction else None,
             reconstruction=None
             if reconstruction is None

@@ -61,6 +61,7 @@ def record_run(
         versions=versions(),
         layers=found,
         float_ops=plan.float_ops,
+        ranges=model.meta.get("ranges", ()),
         warnings=findings(model, layers, measurement, lost=lost_share([*accuracy, *_certified(certificates)])),
         accuracy=tuple(accuracy),
         latency=tuple(latency),
