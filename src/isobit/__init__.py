@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         prepare,
         quantize,
         recalibrate_batch_norm,
+        synthesize,
         train,
         verify,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "quant_modules",
     "quantize",
     "recalibrate_batch_norm",
+    "synthesize",
     "train",
     "verify",
 ]

@@ -10,15 +10,18 @@ from torch import Tensor, fx, nn
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.reconstruction import Reconstructs, reconstruct
+from isobit.algorithms.without_data import Statistics, take_statistics
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
+from isobit.core.records import CorrectionRecord
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
 from isobit.graph.passes import EqualizeLayers, FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
+from isobit.observers import MinMax
 from isobit.quantizers import Fixed, QuantizerSettings
 from isobit.targets import Profile
 
@@ -84,13 +87,15 @@ class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, the preparation's, and what is learned.
 
     With `bias_correction` layers keep their mean output; with `reconstruction` roundings are learned from the
-    calibration data, segment by segment.
+    calibration data, segment by segment. With `without_data` the data are synthetic: what batch norms tell of ranges,
+    where these are min-max ones, and of means goes before what is seen.
     """
 
     observation: Observation = field(default_factory=Observation)
     preparing: Preparing = field(default_factory=Preparing)
     bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
+    without_data: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -116,14 +121,20 @@ class PostTraining:
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
-            model = prepare(net, example, profile, self.preparing)
+            statistics = Statistics.of(net, example) if self.without_data else None
+            model = prepare(statistics.model if statistics else net, example, profile, self.preparing)
             model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
             if self.reconstruction is not None:
                 settings = self.reconstruction.reconstruction(seed=self.seed)
                 model.meta["reconstruction"] = reconstruct(
                     model, data, settings, checkpoint=checkpoint, progress=progress
                 )
-            if self.bias_correction is not None:
+            corrected: tuple[CorrectionRecord, ...] = ()
+            if statistics is not None:
+                ranges, biases = self.observation.activation == MinMax(), self.bias_correction is not None
+                corrected = take_statistics(model, statistics, ranges=ranges, biases=biases)
+                model.meta["bias_correction"] = corrected
+            if self.bias_correction is not None and not corrected:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
         return model

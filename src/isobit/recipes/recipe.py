@@ -42,8 +42,8 @@ class Recipe:
     logarithmic one, round at random in training.
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
-    layer's output. `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then
-    learned from the calibration data, and ranges below 8 bits are those of least error.
+    layer's output; None does it where there are no data and nothing is reconstructed.
+    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then learned from the calibration data, and ranges below 8 bits are those of least error.
     """
 
     target: str
@@ -63,7 +63,7 @@ class Recipe:
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
     equalize: bool | None = None
-    bias_correction: bool = False
+    bias_correction: bool | None = None
     reconstruction: Choice | None = None
     seed: int = 0
 
@@ -125,16 +125,18 @@ class Recipe:
             },
         )
 
-    def post_training(self) -> PostTraining:
+    def post_training(self, *, without_data: bool = False) -> PostTraining:
         """The settings of post-training quantization."""
-        reconstruction = self.reconstruction
+        reconstruction, corrects = self.reconstruction, self.bias_correction
+        corrects = without_data and reconstruction is None if corrects is None else corrects
         return PostTraining(
             observation=self.observation(),
             preparing=self.preparing(trains=False),
-            bias_correction=BiasCorrection() if self.bias_correction else None,
+            bias_correction=BiasCorrection() if corrects else None,
             reconstruction=None
             if reconstruction is None
             else chosen("reconstruction", RECONSTRUCTIONS, reconstruction, key="reconstruction"),
+            without_data=without_data,
             seed=self.seed,
         )
 

@@ -80,6 +80,7 @@ class EqualizeLayers:
         changed = [p for p in pairs if float((total[p] - 1).abs().max()) > CONVERGED]
         for pair in changed:
             _scale_caps(model, tensors, pair, total[pair])
+        model.meta["equalized"] = {pair.first: total[pair] for pair in changed}
         model.recompile()
         return PassReport(changed=tuple(f"{p.first}, {p.second}" for p in changed), left=tuple(left))
 
