@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from isobit.recipes.workflow import (
         Training,
         advance,
+        balanced,
         calibrate,
         export,
         finish,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Training",
     "advance",
+    "balanced",
     "calibrate",
     "errors",
     "export",

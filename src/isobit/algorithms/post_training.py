@@ -11,6 +11,7 @@ from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.reconstruction import Reconstructs, reconstruct
 from isobit.algorithms.without_data import Statistics, take_statistics
+from isobit.analysis.calibration_data import surveyed
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
@@ -123,7 +124,9 @@ class PostTraining:
             torch.manual_seed(self.seed)
             statistics = Statistics.of(net, example) if self.without_data else None
             model = prepare(statistics.model if statistics else net, example, profile, self.preparing)
-            model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            with surveyed(model) as survey:
+                model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            model.meta["calibration_data"] = () if self.without_data else survey.findings()
             if self.reconstruction is not None:
                 settings = self.reconstruction.reconstruction(seed=self.seed)
                 model.meta["reconstruction"] = reconstruct(

@@ -16,13 +16,15 @@ Examples:
       -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
+  isobit quantize cifar10_resnet20 -d none --input-shape 3,32,32 \\
+      --eval-data cifar10:test -t snpe
 """
 
 
 def quantize(
     context: typer.Context,
     model: o.Model,
-    data: o.CalibrationData,
+    data: o.CalibrationOrNone,
     target: o.TargetName = None,
     output: o.OutputFile = None,
     weights: o.Weights = None,
@@ -40,6 +42,8 @@ def quantize(
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
+    input_shape: o.InputShape = None,
+    balance: o.Balance = False,
     eval_data: o.EvaluationData = None,
     eval_samples: o.EvaluationSamples = 0,
     batch_size: o.BatchSize = 50,
@@ -57,25 +61,23 @@ def quantize(
 
     No training takes place; an interrupted --reconstruction goes on when the same command is given again. Exit code 9:
     a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
-    from isobit.cli import quantizing
-    from isobit.cli.data import Reading
-    from isobit.cli.output import print_json, show, working
-    from isobit.cli.requirement import check_verdict, exit_code
-    from isobit.cli.settings import recipe_of
+    from isobit.cli import output as out
+    from isobit.cli import quantizing, requirement, settings
 
-    check_verdict(require)
-    settings = recipe_of(
+    requirement.check_verdict(require)
+    wanted = settings.recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
         layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
     )  # fmt: skip
     job = quantizing.Job(
-        model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
+        model=model, weights=weights, recipe=wanted, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
+        input_shape=input_shape, balance=balance, command=context.obj,
+        reading=quantizing.Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
     )  # fmt: skip
-    with working(debug=debug) as watch:
+    with out.working(debug=debug) as watch:
         result = quantizing.run(job, watch)
-    print_json(quantizing.as_json(result)) if json else show(quantizing.table(result))
+    out.print_json(quantizing.as_json(result)) if json else out.show(quantizing.table(result))
     if result.certificate is not None:
-        raise typer.Exit(exit_code(result.certificate.verdict, require))
+        raise typer.Exit(requirement.exit_code(result.certificate.verdict, require))

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from isobit.analysis.accuracy import accuracy
 from isobit.cli import rows
+from isobit.cli.calibrating import NONE, balanced_data, calibration_data, example_of_shape, input_range_of
 from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, verdict_text
@@ -47,6 +48,8 @@ class Job:
     verify: bool | None = None
     engine: str | None = None
     command: str = ""
+    input_shape: str | None = None
+    balance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,7 @@ class Quantized:
     file_bytes: int
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(job: Job, watch: Watch) -> Quantized:
@@ -77,14 +81,24 @@ def run(job: Job, watch: Watch) -> Quantized:
     engine, not_verified = engine_for(job)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
-    data = load_data(job.data, job.reading, samples=job.samples)
+    made = calibration_data(net, job.data, job.input_shape, job.reading, samples=job.samples, seed=job.recipe.seed,
+                            progress=watch)  # fmt: skip
+    data = made or load_data(job.data, job.reading, samples=None if job.balance else job.samples)
+    if job.balance:
+        data = balanced_data(data, job.samples, job.reading.batch_size)
     evaluation = data
     if job.eval_data is not None:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
     check_fits(net, job.model, data)
     watch.stage("capturing the network")
     checkpoint = _checkpoint(job)
-    model = quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
+    if job.data == NONE:
+        example, values = example_of_shape(job.input_shape), input_range_of(job.reading)
+        model = quantize_with(
+            net, None, job.recipe, example=example, input_range=values, checkpoint=checkpoint, progress=watch
+        )
+    else:
+        model = quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
     with _place(job.output) as path:
         watch.stage(f"exporting {path.name}")
         artifact = export(model, path)
@@ -102,6 +116,7 @@ def run(job: Job, watch: Watch) -> Quantized:
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
             reconstruction=model.meta.get("reconstruction", ()),
+            notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ())),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
@@ -191,6 +206,7 @@ def table(result: Quantized) -> Table:
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
+            *([("note", list(result.notes))] if result.notes else []),
             ("written", [str(p) for p in result.written] or "nothing: give -o FILE to keep the ONNX file"),
         ]
     )
@@ -203,6 +219,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "recipe": encode(result.recipe),
         "calibration": result.calibration,
         "evaluation": result.evaluation,
+        "notes": list(result.notes),
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
         "reconstruction": [to_json(r) for r in result.reconstruction],

@@ -43,7 +43,8 @@ class Recipe:
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
     layer's output; None does it where there are no data and nothing is reconstructed.
-    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then learned from the calibration data, and ranges below 8 bits are those of least error.
+    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then learned from the
+    calibration data, and ranges below 8 bits are those of least error.
     """
 
     target: str

@@ -21,6 +21,7 @@ from isobit.algorithms.own_loop import advance, penalty
 from isobit.algorithms.post_training import prepare as prepare_with
 from isobit.algorithms.training import Training, train
 from isobit.algorithms.without_data import invented_inputs
+from isobit.analysis.calibration_data import balanced
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
@@ -40,6 +41,7 @@ from isobit.verify import verify as verify_with
 __all__ = [
     "Training",
     "advance",
+    "balanced",
     "calibrate",
     "export",
     "finish",
