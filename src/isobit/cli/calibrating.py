@@ -7,7 +7,7 @@ from isobit.algorithms.input_range import InputRange, example_inputs
 from isobit.algorithms.without_data import SAMPLES, invented_inputs
 from isobit.analysis.calibration_data import balanced
 from isobit.benchmark.data.normalization import normalization
-from isobit.cli.data import Batches, Reading
+from isobit.cli.data import Batches, Reading, load_data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress
 from isobit.recipes.workflow import synthesize
@@ -22,29 +22,46 @@ MOST = 64
 def calibration_data(
     net: nn.Module,
     reference: str,
-    shape: str | None,
     reading: Reading,
     *,
+    shape: str | None,
+    samples: int | None,
+    balance: bool,
+    seed: int,
+    progress: Progress,
+) -> Batches:
+    """Synthetic batches for `none` or a name of `SYNTHESES`, else the data of that name.
+
+    Raises SettingError where the shape is missing, no shape, or has no use, and what loading data raises.
+    """
+    method = reference.replace("-", "_")
+    if reference == NONE or method in SYNTHESES:
+        if balance:
+            raise SettingError("--balance draws from data that exist: leave it out")
+        return _made(net, reference, reading, shape=shape, samples=samples, seed=seed, progress=progress)
+    if shape is not None:
+        raise SettingError(f"--input-shape is for data that are made: none, {', '.join(SYNTHESES)}. Leave it out")
+    data = load_data(reference, reading, samples=None if balance else samples)
+    return _balanced(data, samples, reading.batch_size) if balance else data
+
+
+def _made(
+    net: nn.Module,
+    reference: str,
+    reading: Reading,
+    *,
+    shape: str | None,
     samples: int | None,
     seed: int,
     progress: Progress,
-) -> Batches | None:
-    """Synthetic batches for `none` or a name of `SYNTHESES`, None for data that exist.
-
-    Raises SettingError where the shape is missing, no shape, or has no use.
-    """
-    method = reference.replace("-", "_")
-    if reference != NONE and method not in SYNTHESES:
-        if shape is not None:
-            raise SettingError(f"--input-shape is for data that are made: none, {', '.join(SYNTHESES)}. Leave it out")
-        return None
+) -> Batches:
     example, values = example_of_shape(shape), input_range_of(reading)
-    count = MOST if samples is None else min(samples, MOST)
     if reference == NONE:
         count = SAMPLES
         made = invented_inputs(net, example_inputs(example), values, seed=seed, progress=progress)
         text = f"no data: batch norm, and {count} synthetic samples"
     else:
+        count, method = MOST if samples is None else min(samples, MOST), reference.replace("-", "_")
         made = synthesize(net, example, method=method, samples=count, seed=seed, progress=progress, input_range=values)
         text = f"{count} samples made by {reference}"
     return Batches(lambda: made, text=text, samples=count, batches=len(made))
@@ -70,7 +87,7 @@ def input_range_of(reading: Reading) -> InputRange:
     return low, high
 
 
-def balanced_data(data: Batches, samples: int | None, batch_size: int) -> Batches:
+def _balanced(data: Batches, samples: int | None, batch_size: int) -> Batches:
     """Equally many samples of each domain."""
     chosen = balanced(data, samples=samples, batch_size=batch_size)
     count = sum(batch.size for batch in chosen)

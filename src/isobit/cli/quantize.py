@@ -63,6 +63,7 @@ def quantize(
     a worse verdict of the target's engine than required; 2 to 8: an error, told on stderr."""
     from isobit.cli import output as out
     from isobit.cli import quantizing, requirement, settings
+    from isobit.cli.data import Reading
 
     requirement.check_verdict(require)
     wanted = settings.recipe_of(
@@ -74,7 +75,7 @@ def quantize(
         model=model, weights=weights, recipe=wanted, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
         input_shape=input_shape, balance=balance, command=context.obj,
-        reading=quantizing.Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
     )  # fmt: skip
     with out.working(debug=debug) as watch:
         result = quantizing.run(job, watch)

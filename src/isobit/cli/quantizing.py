@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from isobit.analysis.accuracy import accuracy
 from isobit.cli import rows
-from isobit.cli.calibrating import NONE, balanced_data, calibration_data, example_of_shape, input_range_of
+from isobit.cli.calibrating import NONE, calibration_data, example_of_shape, input_range_of
 from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, verdict_text
@@ -81,11 +81,10 @@ def run(job: Job, watch: Watch) -> Quantized:
     engine, not_verified = engine_for(job)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
-    made = calibration_data(net, job.data, job.input_shape, job.reading, samples=job.samples, seed=job.recipe.seed,
-                            progress=watch)  # fmt: skip
-    data = made or load_data(job.data, job.reading, samples=None if job.balance else job.samples)
-    if job.balance:
-        data = balanced_data(data, job.samples, job.reading.batch_size)
+    data = calibration_data(
+        net, job.data, job.reading, shape=job.input_shape, samples=job.samples, balance=job.balance,
+        seed=job.recipe.seed, progress=watch,
+    )  # fmt: skip
     evaluation = data
     if job.eval_data is not None:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
