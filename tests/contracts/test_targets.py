@@ -73,6 +73,14 @@ def test_widths_that_no_engine_computes_with(profile: Profile, bits: int) -> Non
         profile.with_bits(weight=bits)
 
 
+def test_few_bits_that_lie_in_bytes_have_all_levels_and_a_zero_point() -> None:
+    profile = TARGETS["onnxruntime-x86"]
+    eight, four = profile.weight_scheme(8), profile.with_bits(weight=2).weight_scheme(4)
+    assert (eight.quant_min, eight.quant_max, eight.symmetric) == (-127, 127, True)
+    assert (four.quant_min, four.quant_max, four.symmetric) == (-8, 7, False)
+    assert TARGETS["tensorrt"].weight_scheme(4).symmetric
+
+
 def test_table_2_of_mqbench() -> None:
     """Scale, granularity, symmetry and graph of each hardware row (arXiv:2111.03759, Table 2)."""
     rows = {

@@ -20,7 +20,7 @@ from isobit.targets import TARGETS
 from zoo import small_networks
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/training.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/training.md", "docs/without_data.md")
 ADDING = ("quantizer", "observer", "target", "engine", "pass")
 TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES)
 

@@ -76,6 +76,9 @@ def test_an_integer_weight_is_the_quantized_weight(granularity: Granularity, sig
     stored = IntegerWeight(weight, grid, bias, torch.tensor(0.1), name="w")
     assert stored.q.dtype == (torch.int8 if signed else torch.uint8)
     assert torch.equal(stored.weight(), grid.fake_quantize(weight))
+    if stored.offset is not None:
+        assert not bool(stored.zero_point.any())
+        assert torch.equal(stored.q + stored.offset, grid.quantize(weight))
     found = stored.bias()
     assert found is not None
     if isinstance(granularity, PerGroup):

@@ -160,3 +160,10 @@ def test_lists_of_a_file_become_tuples() -> None:
         "name": "bwn",
         "gradient": "xnor",
     }
+
+
+def test_only_quantizers_that_do_not_learn_get_weights_with_a_zero_point() -> None:
+    assert not recipe_of(target="onnxruntime-x86", bits=4).profile().weight_scheme(4).symmetric
+    assert recipe_of(target="onnxruntime-x86", bits=4, method="lsq").profile().weight_scheme(4).symmetric
+    settings = {"name": "lsq"}
+    assert recipe_of(target="onnxruntime-x86", bits=4, weight_quantizer=settings).profile().weight_scheme(4).symmetric

@@ -11,21 +11,23 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from isobit.graph.convert import Levels
+
 SAVES = 2048
 """Bytes that packing has to save: the ops that unpack a tensor take about 1,000."""
 
 
-def pack_weights(model: ir.Model, levels: Mapping[str, tuple[int, ...]]) -> None:
+def pack_weights(model: ir.Model, levels: Mapping[str, Levels]) -> None:
     """Replace initializers, by name, with bit planes and a table of their levels, where that makes the file smaller."""
     shared: dict[str, ir.Value] = {}
-    for name, table in levels.items():
+    for name, of_weight in levels.items():
         value = model.graph.initializers.get(name)
-        bits = max((len(table) - 1).bit_length(), 1)
+        bits = max((len(of_weight.table) - 1).bit_length(), 1)
         if value is None or value.const_value is None:
             continue
         q = value.const_value.numpy()
         if bits < 8 and q.size * (8 - bits) // 8 >= SAVES:
-            _replace(model.graph, value, q, table, bits, shared)
+            _replace(model.graph, value, q, of_weight, bits, shared)
 
 
 def write_look_ups(model: ir.Model, names: Iterable[str]) -> None:
@@ -49,11 +51,12 @@ def planes(indices: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _replace(
-    graph: ir.Graph, value: ir.Value, q: np.ndarray, table: tuple[int, ...], bits: int, shared: dict[str, ir.Value]
+    graph: ir.Graph, value: ir.Value, q: np.ndarray, of_weight: Levels, bits: int, shared: dict[str, ir.Value]
 ) -> None:
     name = value.name
     assert name is not None
-    indices = np.searchsorted(np.array(table), q)
+    table, offset = of_weight.table, None if of_weight.offset is None else of_weight.offset.numpy()
+    indices = np.searchsorted(np.array(table), q if offset is None else q + offset)
     rounded_up = -(-q.size // 8) * 8
 
     def constant(key: str, array: np.ndarray) -> ir.Value:
@@ -76,7 +79,10 @@ def _replace(
         x = chain.add("Slice", [x, *ends])
     shape = "x".join(map(str, q.shape))
     x = chain.add("Reshape", [x, constant(f"shape_{shape}", np.array(q.shape, np.int64))])
-    if table == tuple(range(len(table))):
+    if offset is not None:
+        x = chain.add("Add", [x, _initializer(graph, f"{name}.lowest", table[0] - offset)])
+        x = chain.add("Cast", [x], to=int(ir.DataType.INT8))
+    elif table == tuple(range(len(table))):
         x = chain.add("Cast", [x], to=int(ir.DataType.UINT8 if q.dtype == np.uint8 else ir.DataType.INT8))
     else:
         levels = f"levels_{q.dtype}_{'_'.join(map(str, table))}"

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -76,10 +77,18 @@ def integers(deployed: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def levels(deployed: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The levels of each weight's integers or indices, by the name of their tensor."""
-    found = [(name, m) for name, m in deployed.named_modules() if isinstance(m, (IntegerWeight, CodebookWeight))]
-    return {f"{name}.q": module.levels for name, module in found}
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The levels of a weight's integers or indices; those of the file are `offset`, which broadcasts, lower."""
+
+    table: tuple[int, ...]
+    offset: Tensor | None = None
+
+
+def levels(deployed: nn.Module) -> dict[str, Levels]:
+    """The levels of each weight, by the name of the tensor of its integers."""
+    found = {f"{n}.q": Levels(m.levels, m.offset) for n, m in deployed.named_modules() if isinstance(m, IntegerWeight)}
+    return found | {f"{n}.q": Levels(m.levels) for n, m in deployed.named_modules() if isinstance(m, CodebookWeight)}
 
 
 def hash_integers(deployed: nn.Module) -> str:

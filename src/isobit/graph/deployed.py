@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
-from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of
+from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of, expand
 from isobit.core.qparams import QParams
 from isobit.graph.integer_ops import (
     check_bits,
@@ -19,7 +19,11 @@ from isobit.graph.integer_ops import (
 
 @final
 class IntegerWeight(nn.Module):
-    """A weight as integers (int8) with scale and zero point, and its bias as int32 at scale s_x · s_w."""
+    """A weight as integers (int8) with scale and zero point, and its bias as int32 at scale s_x · s_w.
+
+    A zero point of signed integers below 8 bits is taken off them, which a byte still holds; `offset` remembers it, so
+    that it broadcasts against the weight, or is None.
+    """
 
     q: Tensor
     scale: Tensor
@@ -37,9 +41,13 @@ class IntegerWeight(nn.Module):
         signed = grid.scheme.signed or grid.scheme.quant_min < 0
         self.axis, self.block = _layout(grid, weight)
         self.levels = grid.scheme.levels
+        zero_point, self.offset = grid.zero_point, None
+        if grid.scheme.bits < 8 and signed and not self.block and bool((zero_point != 0).any()):
+            self.offset = expand(zero_point, weight.dim(), grid.scheme.granularity)
+            integers, zero_point = integers - self.offset, torch.zeros_like(zero_point)
         self.register_buffer("q", integers.to(torch.int8 if signed else torch.uint8))
         self.register_buffer("scale", grid.scale.detach().float())
-        self.register_buffer("zero_point", grid.zero_point.to(self.q.dtype))
+        self.register_buffer("zero_point", zero_point.to(self.q.dtype))
         self.float_bias = None if bias is None else bias.detach().clone()
         if bias is None or input_scale is None or self.block:
             return

@@ -245,7 +245,7 @@ class _Placer:
         for node in self.order:
             if self.kind(node) not in WEIGHTED or not self.computes(node) or not self.reads_integers(node, wanted):
                 continue
-            scheme = replace(self.profile.weight, bits=self.bits(node)[0])
+            scheme = self.profile.weight_scheme(self.bits(node)[0])
             if self.kind(node) == "conv_transpose" and isinstance(scheme.granularity, PerChannel):
                 scheme = replace(scheme, granularity=PerChannel(1))  # its weight is (in, out / groups, …)
             found.setdefault(str(node.target), WeightPoint(name=str(node.target), scheme=scheme))

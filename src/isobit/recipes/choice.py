@@ -37,6 +37,15 @@ def chosen(kind: str, table: Mapping[str, Any], choice: Choice, *, key: str) -> 
     return decode(found, rest, path=key)
 
 
+def name_of(choice: Choice) -> str:
+    """The name in a choice.
+
+    >>> name_of({"name": "slb", "begin": 0.2})
+    'slb'
+    """
+    return choice if isinstance(choice, str) else str(choice.get("name"))
+
+
 def as_choice(settings: Any, table: Mapping[str, Any]) -> Choice:
     """The choice that gives these settings; raises SettingError for what a recipe cannot hold.
 

@@ -1,7 +1,7 @@
 """A recipe: everything that fixes the result of a quantization, as plain values with names in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from isobit.algorithms import RECONSTRUCTIONS
@@ -14,7 +14,7 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
 from isobit.quantizers import QUANTIZERS, QuantizerSettings, Role
-from isobit.recipes.choice import Choice, as_choice, chosen
+from isobit.recipes.choice import Choice, as_choice, chosen, name_of
 from isobit.recipes.codec import decode
 from isobit.recipes.methods import METHODS
 from isobit.recipes.table import look_up
@@ -31,9 +31,8 @@ class Recipe:
     """What `isobit.quantize` does, in the form that recipe files and results hold.
 
     Bits are the target's own where they are None; 32 leaves all weights, or all activations, in float. An observer
-    that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits and where each channel has a scale,
-    and `mse` for one scale of fewer bits, where clipping the tails pays, and for powers of two, the nearest of which
-    may clip a lot.
+    that is None is the quantizer's own; for `fixed` that is `min_max` at 8 bits, and `mse` at fewer, where clipping the
+    tails pays, and for powers of two, the nearest of which may clip a lot.
     `method` names both quantizers at once, as `isobit.recipes.methods` has them. A quantizer or an observer is a name,
     or a table of its settings that holds the name: `{ name = "slb", begin = 0.2 }`.
     `layer_bits`, `keep_float` and `quantize` are rules by layer name with `*` and `?`. `bn_fold` is the strategy of
@@ -42,9 +41,8 @@ class Recipe:
     logarithmic one, round at random in training.
     `equalize` evens out the ranges of channels over neighbouring layers; None does it where quantization without
     training meets one scale per weight. `bias_correction` gives back to biases what rounding takes from the mean of a
-    layer's output; None does it where there are no data and nothing is reconstructed.
-    `reconstruction` is `adaround`, `brecq` or `qdrop`, or a table of its settings: roundings are then learned from the
-    calibration data, and ranges below 8 bits are those of least error.
+    layer's output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`,
+    `brecq` or `qdrop`, or a table of its settings: roundings are then learned from the calibration data.
     """
 
     target: str
@@ -77,8 +75,10 @@ class Recipe:
             raise SettingError("32 bits for weights and activations is the float network: nothing would be quantized")
 
     def profile(self) -> Profile:
-        """The target at the recipe's widths."""
+        """The target at the recipe's widths; weights whose quantizer learns are symmetric: a zero point would not."""
         profile = look_up("target", TARGETS, self.target)
+        if self.method is not None or name_of(self.weight_quantizer) != "fixed":
+            profile = replace(profile, offset_weights=False)
         weight, activation = (None if bits == FLOAT_BITS else bits for bits in (self.weight_bits, self.activation_bits))
         return profile.with_bits(weight=weight, activation=activation)
 
@@ -114,12 +114,9 @@ class Recipe:
     def observation(self) -> Observation:
         """The observers that find the first ranges."""
         profile, preparing = self.profile(), self.preparing()
-        learned = self.reconstruction is not None
         return Observation(
-            weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight", learned=learned),
-            activation=_observer(
-                self.activation_observer, preparing.activation, profile.activation, "activation", learned=learned
-            ),
+            weight=_observer(self.weight_observer, preparing.weight, profile.weight, "weight"),
+            activation=_observer(self.activation_observer, preparing.activation, profile.activation, "activation"),
             by_name={
                 name: chosen("observer", OBSERVERS, value, key=f"observers.{name}")
                 for name, value in self.observers.items()
@@ -170,7 +167,7 @@ _TABLES: dict[str, Mapping[str, Any]] = {
 
 
 def _observer(
-    choice: Choice | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role, *, learned: bool
+    choice: Choice | None, quantizer: QuantizerSettings | None, scheme: Scheme, role: Role
 ) -> ObserverSettings:
     if choice is None and quantizer is None:
         choice = "min_max"  # never asked
@@ -178,8 +175,7 @@ def _observer(
         assert quantizer is not None
         choice = getattr(quantizer, "weight_observer", None) if role == "weight" else None
         choice = choice or quantizer.observer
-        few = scheme.bits < 8 and (learned or isinstance(scheme.granularity, PerTensor))
-        if choice == "min_max" and (few or isinstance(scheme.scale, PowerOfTwo)):
+        if choice == "min_max" and (scheme.bits < 8 or isinstance(scheme.scale, PowerOfTwo)):
             choice = "mse"
     found: ObserverSettings = chosen("observer", OBSERVERS, choice, key=f"{role}_observer")
     return found

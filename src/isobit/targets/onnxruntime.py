@@ -19,5 +19,6 @@ PROFILE = Profile(
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
     arithmetic=FLOAT32,
+    offset_weights=True,
     engines=("onnxruntime",),
 )

@@ -18,5 +18,6 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     signed_bytes=True,
     arithmetic=FLOAT32,
+    offset_weights=True,
     engines=("openvino",),
 )

@@ -44,7 +44,9 @@ class Profile:
     width of the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that
     a file for it holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the
     width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
-    normalization into the convolution before anything is quantized.
+    normalization into the convolution before anything is quantized. `offset_weights` says that the engine holds weights
+    of fewer than 8 bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in
+    the file, costs nothing.
     """
 
     name: str
@@ -60,21 +62,31 @@ class Profile:
     edge_bits: int | None = 8
     signed_bytes: bool = False
     fold_bn: bool = True
+    offset_weights: bool = False
 
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
-        """The same target at other widths; the first and last layer keep `edge_bits`.
-
-        Weights that are `narrow`, without the level -128, have all levels at other widths: an engine holds those in
-        bytes, and at 2 bits the lowest is a quarter of them.
-        """
+        """The same target at other widths; the first and last layer keep `edge_bits`."""
         for bits in (weight, activation):
             if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
                 raise SettingError(f"{self.name} computes with 1 to 8 bits, got {bits!r}")
-        weight_bits = weight or self.weight.bits
         return replace(
             self,
-            weight=replace(self.weight, bits=weight_bits, narrow=self.weight.narrow and weight_bits == 8),
+            weight=replace(self.weight, bits=weight or self.weight.bits),
             activation=replace(self.activation, bits=activation or self.activation.bits),
+        )
+
+    def weight_scheme(self, bits: int) -> Scheme:
+        """The number format of a weight of this many bits.
+
+        A format that is `narrow`, without the level -128, has all levels at other widths: an engine holds those in
+        bytes, and at 2 bits the lowest is a quarter of them.
+        """
+        few = bits < 8
+        return replace(
+            self.weight,
+            bits=bits,
+            narrow=self.weight.narrow and not few,
+            symmetric=self.weight.symmetric and not (self.offset_weights and few),
         )
 
 
