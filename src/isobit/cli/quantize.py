@@ -59,7 +59,7 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    An interrupted --reconstruction goes on when given again. Exit code 9: a verdict below --require; 2 to 8: an error."""
+    An interrupted --reconstruction goes on if given again. Exit code 9: a verdict below --require; 2 to 8: an error."""
     from isobit.cli import output as out
     from isobit.cli import quantizing, requirement, settings
     from isobit.cli.data import Reading
