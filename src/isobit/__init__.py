@@ -15,6 +15,7 @@ from isobit.core import errors
 
 if TYPE_CHECKING:
     from isobit.recipes import quant_modules
+    from isobit.recipes.promise import quantize_within
     from isobit.recipes.workflow import (
         Training,
         advance,
@@ -43,6 +44,7 @@ __all__ = [
     "prepare",
     "quant_modules",
     "quantize",
+    "quantize_within",
     "recalibrate_batch_norm",
     "synthesize",
     "train",
@@ -51,6 +53,7 @@ __all__ = [
 
 # Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
 _LATER = tuple(name for name in __all__ if name != "errors")
+_ELSEWHERE = {"quantize_within": "isobit.recipes.promise"}
 
 
 class _Package(ModuleType):
@@ -64,7 +67,7 @@ class _Package(ModuleType):
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'isobit' has no attribute {name!r}")
-    found = getattr(import_module("isobit.recipes.workflow"), name)
+    found = getattr(import_module(_ELSEWHERE.get(name, "isobit.recipes.workflow")), name)
     globals()[name] = found
     return found
 

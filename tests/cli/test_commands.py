@@ -125,6 +125,45 @@ def test_a_recipe_and_options_over_it(here: Path) -> None:
     assert found["recipe"]["weight_bits"] == found["recipe"]["activation_bits"] == 8
 
 
+def test_any_key_of_a_recipe_can_be_set(here: Path) -> None:
+    command = "quantize nets.py:net -d data.py:good -t fbgemm --no-verify --json"
+    choice = '{name="percentile",percentile=99.0}'
+    chosen = f"--set bias_correction=true --set weight_observer=mse --set activation_observer={choice}"
+    recipe = json.loads(invoke(f"{command} {chosen}").stdout)["recipe"]
+    assert (recipe["bias_correction"], recipe["weight_observer"]) == (True, "mse")
+    assert recipe["activation_observer"] == {"name": "percentile", "percentile": 99.0}
+
+
+def test_a_promise_is_kept_or_the_best_is_written_and_the_exit_code_says_so(here: Path) -> None:
+    kept = invoke(f"{Q} --eval-data good.npz --json --max-drop 100")
+    assert kept.exit_code == 0, kept.stderr
+    promise = json.loads(kept.stdout)["promise"]
+    assert promise["kept"]
+    assert [s["name"] for s in promise["steps"]] == ["as asked"]
+    (here / "half.py").write_text(
+        "import torch\nfrom nets import net\ndef data():\n    torch.manual_seed(0)\n"
+        "    x = 9 * torch.randn(64, 3, 8, 8)\n"
+        "    return [(x, net().eval()(x).argmax(1))]\n"
+    )
+    options = "--eval-data half.py:data --bits 2 --max-drop 0 --max-minutes 0.0001"
+    missed = invoke(f"{Q} {options} --json")
+    found = json.loads(missed.stdout)
+    assert missed.exit_code == 9
+    assert not found["promise"]["kept"]
+    assert (here / "out.onnx").stat().st_size == found["file_bytes"]
+    assert not (here / "out.onnx.unfinished").exists()
+    assert "not kept" in invoke(f"{Q} {options}").stdout
+
+
+def test_faster_says_what_it_measured(here: Path) -> None:
+    result = invoke(f"{Q} --faster --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    undone = [name for kind in found["faster"]["kinds"] if kind["undone"] for name in kind["layers"]]
+    assert found["recipe"]["keep_float"] == undone
+    assert found["faster"]["float_ms"] > 0
+
+
 def test_verify_with_and_without_the_network(here: Path) -> None:
     alone = json.loads(invoke("verify net.onnx --json").stdout)
     assert [(c["left"], c["right"]) for c in alone["certificate"]["comparisons"]] == [("reference", "onnxruntime")]

@@ -229,3 +229,38 @@ Verify = Annotated[
     bool | None,
     typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),
 ]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="Lose no more than this many points of top-1 on --eval-data, which needs labels: from ranges over learned "
+        "roundings to more bits for the layers that cost most. Exit code 9 where the best found loses more.",
+        show_default=False,
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        metavar="N",
+        help="With --max-drop: begin no step later than this, and keep the best found.",
+        show_default=False,
+    ),
+]
+Faster = Annotated[
+    bool,
+    typer.Option(
+        "--faster",
+        help="Leave in float what the engine runs faster that way, measured in turns on the target's engine.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key of a recipe, such as --set smooth=0.5; may be given several times.",
+        show_default=False,
+    ),
+]

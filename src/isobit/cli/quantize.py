@@ -18,6 +18,8 @@ Examples:
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
   isobit quantize cifar10_resnet20 -d none --input-shape 3,32,32 \\
       --eval-data cifar10:test -t snpe
+  isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
+      --eval-data cifar10:test -t onnxruntime-x86 --bits 4 --max-drop 1
 """
 
 
@@ -39,6 +41,10 @@ def quantize(
     equalize: o.Equalize = None,
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
+    max_drop: o.MaxDrop = None,
+    max_minutes: o.MaxMinutes = None,
+    faster: o.Faster = False,
+    chosen: o.Set = None,
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
@@ -59,25 +65,21 @@ def quantize(
 ) -> None:
     """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
 
-    An interrupted --reconstruction goes on if given again. Exit code 9: a verdict below --require; 2 to 8: an error."""
-    from isobit.cli import output as out
-    from isobit.cli import quantizing, requirement, settings
+    No training; an interrupted --reconstruction or --max-drop goes on when given again. Exit code 9: a worse verdict of
+    the target's engine than required, or a promise that is not kept; 2 to 8: an error, told on stderr."""
+    from isobit.cli import quantizing
     from isobit.cli.data import Reading
+    from isobit.cli.settings import recipe_of
 
-    requirement.check_verdict(require)
-    wanted = settings.recipe_of(
-        recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
+    settings = recipe_of(
+        recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
         layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
     )  # fmt: skip
     job = quantizing.Job(
-        model=model, weights=weights, recipe=wanted, data=data, samples=samples or None, eval_data=eval_data,
+        model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine,
-        input_shape=input_shape, balance=balance, command=context.obj,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
+        promise=quantizing.promise_of(max_drop, max_minutes), faster=faster, input_shape=input_shape, balance=balance,
     )  # fmt: skip
-    with out.working(debug=debug) as watch:
-        result = quantizing.run(job, watch)
-    out.print_json(quantizing.as_json(result)) if json else out.show(quantizing.table(result))
-    if result.certificate is not None:
-        raise typer.Exit(requirement.exit_code(result.certificate.verdict, require))
+    raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

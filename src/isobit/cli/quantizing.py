@@ -1,9 +1,10 @@
 """What `isobit quantize` does with its parsed options, and how the result is shown."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,27 @@ from isobit.cli import rows
 from isobit.cli.calibrating import NONE, calibration_data, example_of_shape, input_range_of
 from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import check_fits, load_model
-from isobit.cli.output import facts, verdict_text
+from isobit.cli.output import facts, print_json, show, verdict_text, working
 from isobit.cli.progress import Watch
+from isobit.cli.requirement import WORSE, check_verdict, exit_code
 from isobit.core.artifact import Artifact
-from isobit.core.errors import EngineError
+from isobit.core.errors import CalibrationError, EngineError, SettingError
 from isobit.core.files import check_writable
-from isobit.core.records import Accuracy, Certificate, FloatOp, SegmentRecord, to_json
+from isobit.core.records import (
+    Accuracy,
+    Certificate,
+    FasterRecord,
+    FloatOp,
+    PromiseRecord,
+    SegmentRecord,
+    StepRecord,
+    to_json,
+)
 from isobit.engines import ENGINES
 from isobit.graph.insert import preparation
-from isobit.recipes.codec import encode
+from isobit.recipes.codec import decode, encode
+from isobit.recipes.faster import faster
+from isobit.recipes.promise import Promise, keep, metric_of
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
@@ -50,6 +63,8 @@ class Job:
     command: str = ""
     input_shape: str | None = None
     balance: bool = False
+    promise: Promise | None = None
+    faster: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +85,28 @@ class Quantized:
     written: tuple[Path, ...]
     reconstruction: tuple[SegmentRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    promise: PromiseRecord | None = None
+    faster: FasterRecord | None = None
+
+
+def promise_of(max_drop: float | None, minutes: float | None) -> Promise | None:
+    """The promise of the options; raises SettingError for a limit of time without one."""
+    if max_drop is None:
+        if minutes is not None:
+            raise SettingError("--max-minutes limits the search of --max-drop: give both")
+        return None
+    return Promise(max_drop=max_drop, seconds=None if minutes is None else 60 * minutes)
+
+
+def shown(job: Job, *, require: str, json: bool, debug: bool) -> int:
+    """Do the job, print what came out, and give the exit code."""
+    check_verdict(require)
+    with working(debug=debug) as watch:
+        result = run(job, watch)
+    print_json(as_json(result)) if json else show(table(result))
+    if result.promise is not None and not result.promise.kept:
+        return WORSE
+    return 0 if result.certificate is None else exit_code(result.certificate.verdict, require)
 
 
 def run(job: Job, watch: Watch) -> Quantized:
@@ -90,14 +127,15 @@ def run(job: Job, watch: Watch) -> Quantized:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
     check_fits(net, job.model, data)
     watch.stage("capturing the network")
+    timed = None
+    if job.faster:
+        if engine is None:
+            raise EngineError(f"--faster measures on the target's engine: {not_verified}")
+        asked, timed = faster(net, data, job.recipe, look_up("engine", ENGINES, engine)(), progress=watch)
+        job = replace(job, recipe=asked)
     checkpoint = _checkpoint(job)
-    if job.data == NONE:
-        example, values = example_of_shape(job.input_shape), input_range_of(job.reading)
-        model = quantize_with(
-            net, None, job.recipe, example=example, input_range=values, checkpoint=checkpoint, progress=watch
-        )
-    else:
-        model = quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
+    model = _quantized(job, net, data, evaluation, checkpoint, watch)
+    recipe = decode(Recipe, model.meta["recipe"])
     with _place(job.output) as path:
         watch.stage(f"exporting {path.name}")
         artifact = export(model, path)
@@ -109,22 +147,56 @@ def run(job: Job, watch: Watch) -> Quantized:
         if job.report is not None:
             write_record(job, net, model, data, certificate, found, watch)
         if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+            _remove(checkpoint)
         return Quantized(
-            model=job.model, recipe=job.recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
+            model=job.model, recipe=recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            reconstruction=model.meta.get("reconstruction", ()),
-            notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ())),
+            reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"),
+            faster=timed, notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ())),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
 
+def _quantized(
+    job: Job, net: nn.Module, data: Batches, evaluation: Batches, checkpoint: Path | None, watch: Watch
+) -> fx.GraphModule:
+    """The quantized network; under a promise the file is written anew with each better one that the search finds."""
+    if job.data == NONE and job.promise is not None:
+        raise SettingError("--max-drop searches with calibration data: give some, or --data dead-leaves")
+    if job.data == NONE:
+        example, values = example_of_shape(job.input_shape), input_range_of(job.reading)
+        return quantize_with(
+            net, None, job.recipe, example=example, input_range=values, checkpoint=checkpoint, progress=watch
+        )
+    if job.promise is None:
+        return quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
+    if not evaluation.labelled():
+        raise CalibrationError(f"--max-drop counts top-1, and {evaluation} have no labels: give --eval-data with some")
+
+    def found(model: fx.GraphModule, step: StepRecord) -> None:
+        if job.output is not None:
+            watch.stage(f"exporting {job.output.name}: {step.name}")
+            export(model, job.output)
+
+    return keep(
+        net, data, metric_of(evaluation), job.recipe, job.promise,
+        folder=checkpoint, found=found, progress=data.counted(watch),
+    )  # fmt: skip
+
+
 def _checkpoint(job: Job) -> Path | None:
-    """Where a reconstruction keeps what it has done, until the file is written."""
-    if job.output is None or job.recipe.reconstruction is None:
+    """Where a reconstruction, or a search, keeps what it has done, until the file is written."""
+    if job.output is None or (job.recipe.reconstruction is None and job.promise is None):
         return None
     return job.output.with_name(f"{job.output.name}.unfinished")
+
+
+def _remove(checkpoint: Path) -> None:
+    """A file, or a folder of a search."""
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    checkpoint.unlink(missing_ok=True)
 
 
 def write_record(
@@ -201,6 +273,8 @@ def table(result: Quantized) -> Table:
             *rows.certificate(found),
             *rows.accuracies(result.accuracy, result.evaluation),
             *(own if result.evaluation == result.calibration and result.accuracy else []),
+            *rows.faster(result.faster),
+            *rows.promise(result.promise),
             *rows.reconstruction(result.reconstruction),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
@@ -222,6 +296,8 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
         "reconstruction": [to_json(r) for r in result.reconstruction],
+        "faster": None if result.faster is None else to_json(result.faster),
+        "promise": None if result.promise is None else to_json(result.promise),
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,
         "file_sha256": result.artifact.sha256,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from isobit.cli.output import Cell
-from isobit.core.records import Accuracy, Certificate, Comparison, FloatOp, SegmentRecord
+from isobit.core.records import Accuracy, Certificate, Comparison, FasterRecord, FloatOp, PromiseRecord, SegmentRecord
 from isobit.recipes.recipe import Recipe
 from isobit.report import numbers
 from isobit.report.summary import accuracy_rows
@@ -63,6 +63,36 @@ def reconstruction(found: Sequence[SegmentRecord]) -> list[Row]:
         lines.append(f"rounded to nearest, because learning gained nothing: {', '.join(rest[:SHOWN])}")
         lines[1] += f" and {len(rest) - SHOWN} more" if len(rest) > SHOWN else ""
     return [("reconstructed", lines)]
+
+
+def faster(found: FasterRecord | None) -> list[Row]:
+    """Which kinds of layers are faster in float, and the whole network against float."""
+    if found is None:
+        return []
+    lines: list[Cell] = [
+        f"{k.kind} in float: {k.quantized_ms:.2f} ms before, {k.float_ms:.2f} ms then, "
+        + ("left in float" if k.undone else "stays quantized")
+        for k in found.kinds
+    ]
+    ratio = found.float_ms / found.quantized_ms
+    text = f"{found.float_ms:.2f} ms in float, {found.quantized_ms:.2f} ms as it is: {numbers.ratio(ratio)} the speed"
+    lines.append(Text(text if ratio >= 1 else f"{text}. On {found.engine} the float file is faster", style="none"))
+    return [("faster", lines)]
+
+
+def promise(found: PromiseRecord | None) -> list[Row]:
+    """Whether it was kept, and each step with what it cost and gave."""
+    if found is None:
+        return []
+    word, style = ("kept", "green") if found.kept else ("not kept", "red")
+    lines: list[Cell] = [Text(f"{word}: {found.drop:.2f} lost, {found.max_drop:g} allowed", style=style)]
+    for step in found.steps:
+        result = f"not possible: {step.note}" if step.metric is None else f"{step.metric:.2f}"
+        gained = "" if step.better or step.metric is None else ", no gain"
+        lines.append(f"{step.name}: {result}{gained} ({numbers.duration(step.seconds)})")
+    if not found.kept:
+        lines.append("the file holds the best found. Allow more, give more calibration data, or train (isobit train)")
+    return [("promise", lines)]
 
 
 def accuracies(found: Sequence[Accuracy], data: str) -> list[Row]:

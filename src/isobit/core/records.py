@@ -84,6 +84,53 @@ class CorrectionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step towards a promise of accuracy: its metric, None where it was not possible, and `note` says why.
+
+    `better` says that it was the best until then.
+    """
+
+    name: str
+    metric: float | None
+    seconds: float
+    better: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromiseRecord:
+    """What was promised, what was kept, and all steps. Metrics and drops are in the metric's own unit."""
+
+    float_metric: float
+    max_drop: float
+    drop: float
+    kept: bool
+    steps: tuple[StepRecord, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoneRecord:
+    """A kind of layer, timed quantized and in float within the same network: milliseconds a batch."""
+
+    kind: str
+    layers: tuple[str, ...]
+    quantized_ms: float
+    float_ms: float
+    undone: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRecord:
+    """The whole network in float and as it was left, in milliseconds a batch, and the kinds that were tried."""
+
+    engine: str
+    float_ms: float
+    quantized_ms: float
+    kinds: tuple[UndoneRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatOp:
     """An op that stays in float, and why."""
 

@@ -228,17 +228,24 @@ class _Placer:
         )
 
     def group_bits(self, group: list[fx.Node]) -> int:
-        """What a rule for an op that makes one of the tensors says; else the most that readers with weights ask for."""
-        ruled = [self.rules.bits_of(self.names[t]) for t in group if self.kind(t) not in WEIGHTED]
-        if found := [bits[1] for bits in ruled if bits is not None]:
+        """What a rule for an op that makes one of the tensors says; else the most that readers ask for.
+
+        Readers without weights ask by a rule alone.
+        """
+        if found := [bits[1] for bits in map(self.ruled, group) if bits is not None]:
             return max(found)
         readers = [r for t in group for r in self.tensors.readers(t)]
         asked = [self.bits(r)[1] for r in readers if self.kind(r) in WEIGHTED and self.computes(r)]
+        asked += [bits[1] for bits in map(self.ruled, readers) if bits is not None]
         if asked:
             return max(asked)
         if any(r.op == "output" for r in readers) and self.profile.edge_bits:
             return self.profile.edge_bits
         return self.profile.activation.bits
+
+    def ruled(self, node: fx.Node) -> tuple[int, int] | None:
+        """The widths of a rule for an op without weights."""
+        return None if self.kind(node) in WEIGHTED or node.op == "output" else self.rules.bits_of(self.names[node])
 
     def weight_points(self, wanted: set[fx.Node]) -> tuple[WeightPoint, ...]:
         found: dict[str, WeightPoint] = {}

@@ -14,7 +14,7 @@ class Rules:
     - `keep_float`: layers that are not quantized.
     - `quantize`: layers that have to be quantized; an error where the target cannot.
     - `bits`: widths of a layer's weight and input, as one number or (weight, activation); of an op without weights,
-      such as a ReLU or an add, the width of its result.
+      such as a ReLU or an add, the width of its result, and the least one of what it reads.
 
     >>> Rules(keep_float=("head*",)).kept_by("head.fc")
     'head*'
