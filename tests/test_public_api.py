@@ -18,7 +18,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert inspect.getdoc(getattr(isobit, name)), name
     assert set(isobit.__all__) <= set(dir(isobit))
     assert isobit.__doc__
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in ("tutorial", "training"))]
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in ("tutorial", "training", "without_data"))]
     pages += (ROOT / "docs" / "migration").glob("*.md")
     text = "".join(page.read_text() for page in pages) + isobit.__doc__
     undocumented = [n for n in isobit.__all__ if not re.search(rf"isobit\.{n}\b", text)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isobit.recipes.workflow import (
         Training,
         advance,
+        balanced,
         calibrate,
         export,
         finish,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         prepare,
         quantize,
         recalibrate_batch_norm,
+        synthesize,
         train,
         verify,
     )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Training",
     "advance",
+    "balanced",
     "calibrate",
     "errors",
     "export",
@@ -43,6 +46,7 @@ __all__ = [
     "quantize",
     "quantize_within",
     "recalibrate_batch_norm",
+    "synthesize",
     "train",
     "verify",
 ]

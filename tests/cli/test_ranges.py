@@ -10,7 +10,8 @@ from isobit.cli.data import Reading, load_data
 from isobit.cli.loading import load_model
 from isobit.core.records import JointRangesRecord, RangeChoice, to_json
 
-Q = "quantize nets.py:net -d data.py:good -t onnxruntime-x86 --bits 3 --layer-bits *=3 --set joint_ranges=true --observer auto"
+Q = "quantize nets.py:net -d data.py:good -t onnxruntime-x86 --bits 3 --layer-bits *=3 --observer auto"
+Q += " --set joint_ranges=true"
 
 
 def test_joint_ranges_from_the_command_line(here: Path) -> None:

@@ -20,7 +20,8 @@ from isobit.targets import TARGETS
 from zoo import small_networks
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/training.md", "docs/ranges.md", "docs/repair.md")
+GUIDES = ("tutorial", "training", "ranges", "repair", "without_data")
+PAGES = ("README.md", *(f"docs/{guide}.md" for guide in GUIDES))
 ADDING = ("quantizer", "observer", "target", "engine", "pass")
 TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES)
 

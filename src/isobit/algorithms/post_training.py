@@ -12,15 +12,19 @@ from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
 from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.reconstruction import Reconstructs
+from isobit.algorithms.without_data import Statistics, take_statistics
+from isobit.analysis.calibration_data import surveyed
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError
 from isobit.core.progress import Progress, silent
+from isobit.core.records import CorrectionRecord
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
 from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
+from isobit.observers import MinMax
 from isobit.quantizers import Fixed, QuantizerSettings
 from isobit.targets import Profile
 
@@ -93,8 +97,9 @@ class PostTraining:
     """Settings of post-training quantization: the observers that set ranges, the preparation's, and what is learned.
 
     With `joint_ranges` the steps of all layers are searched together first. With `bias_correction` layers keep their
-    mean output; with `reconstruction` roundings are learned from the
-    calibration data, segment by segment.
+    mean output; with `reconstruction` roundings are learned from the calibration data, segment by segment. With
+    `without_data` the data are synthetic: what batch norms tell of ranges, where these are min-max ones, and of means
+    goes before what is seen.
     """
 
     observation: Observation = field(default_factory=Observation)
@@ -102,6 +107,7 @@ class PostTraining:
     joint_ranges: Lapq | None = None
     bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
+    without_data: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -128,15 +134,23 @@ class PostTraining:
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
-            model = prepare(net, example, profile, self.preparing, data=data)
-            model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            statistics = Statistics.of(net, example) if self.without_data else None
+            model = prepare(statistics.model if statistics else net, example, profile, self.preparing, data=data)
+            with surveyed(model) as survey:
+                model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
+            model.meta["calibration_data"] = () if self.without_data else survey.findings()
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
             if self.reconstruction is not None:
                 model.meta["reconstruction"] = self.reconstruction.apply(
                     model, data, seed=self.seed, checkpoint=checkpoint, progress=progress
                 )
-            if self.bias_correction is not None:
+            corrected: tuple[CorrectionRecord, ...] = ()
+            if statistics is not None:
+                ranges, biases = self.observation.activation == MinMax(), self.bias_correction is not None
+                corrected = take_statistics(model, statistics, ranges=ranges, biases=biases)
+                model.meta["bias_correction"] = corrected
+            if self.bias_correction is not None and not corrected:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
         return model

@@ -159,6 +159,7 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
     if "capture" in model.meta:
         yield from model.meta["capture"].notes
     yield from model.meta.get("notes", ())
+    yield from model.meta.get("calibration_data", ())
     segments: tuple[SegmentRecord, ...] = model.meta.get("reconstruction", ())
     if rest := [f"{s.name} ({s.nearest:.2g} to {s.learned:.2g})" for s in segments if not s.learned < s.nearest]:
         yield (

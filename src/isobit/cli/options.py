@@ -22,6 +22,30 @@ Weights = Annotated[
 CalibrationData = Annotated[
     str, typer.Option("--data", "-d", metavar="DATA", help=f"Calibration data: {DATA_HELP}", show_default=False)
 ]
+CalibrationOrNone = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="DATA",
+        help=f"Calibration data: {DATA_HELP} Without any: none (batch norm and drawn images), or inputs made for the "
+        "network by dead-leaves, zeroq or gdfq, all with --input-shape.",
+        show_default=False,
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="C,H,W",
+        help="Shape of one sample, where no data show it: 3,224,224. Their values are those of --normalize, or of "
+        "mean 0 and deviation 1.",
+        show_default=False,
+    ),
+]
+Balance = Annotated[
+    bool, typer.Option("--balance", help="Draw equally from each domain of the data, such as day and night.")
+]
 EvaluationData = Annotated[
     str | None,
     typer.Option(

@@ -16,6 +16,8 @@ Examples:
       -t openvino-cpu --layer-bits 'layer3.*=4' --keep-float linear
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t openvino-cpu --bits 4 --reconstruction brecq
+  isobit quantize cifar10_resnet20 -d none --input-shape 3,32,32 \\
+      --eval-data cifar10:test -t snpe
   isobit quantize cifar10_resnet20 -d cifar10:train -n 1024 \\
       --eval-data cifar10:test -t onnxruntime-x86 --bits 4 --max-drop 1
   isobit quantize nets.bert:net -d tokens.npz \\
@@ -26,7 +28,7 @@ Examples:
 def quantize(
     context: typer.Context,
     model: o.Model,
-    data: o.CalibrationData,
+    data: o.CalibrationOrNone,
     target: o.TargetName = None,
     output: o.OutputFile = None,
     weights: o.Weights = None,
@@ -49,6 +51,8 @@ def quantize(
     recipe: o.RecipeFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
+    input_shape: o.InputShape = None,
+    balance: o.Balance = False,
     eval_data: o.EvaluationData = None,
     eval_samples: o.EvaluationSamples = 0,
     batch_size: o.BatchSize = 50,
@@ -71,15 +75,13 @@ def quantize(
     from isobit.cli.settings import recipe_of
 
     settings = recipe_of(
-        recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits, seed=seed,
-        activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
-        layer_bits=layer_bits, equalize=equalize, bias_correction=bias_correction, reconstruction=reconstruction,
-        group_size=group_size,
-    )  # fmt: skip
+        recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, group_size=group_size, keep_float=keep_float,
+        activation_bits=activation_bits, layer_bits=layer_bits, quantize=force, activation_observer=observer, seed=seed,
+        weight_observer=weight_observer, equalize=equalize, bias_correction=bias_correction,
+        reconstruction=reconstruction)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine, faster=faster,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
-        promise=quantizing.promise_of(max_drop, max_minutes), command=context.obj,
-    )  # fmt: skip
+        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
+        promise=quantizing.promise_of(max_drop, max_minutes), input_shape=input_shape, balance=balance)  # fmt: skip
     raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from isobit.analysis.accuracy import accuracy
 from isobit.cli import rows
+from isobit.cli.calibrating import NONE, calibration_data, example_of_shape, input_range_of
 from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, print_json, show, verdict_text, working
@@ -62,6 +63,8 @@ class Job:
     verify: bool | None = None
     engine: str | None = None
     command: str = ""
+    input_shape: str | None = None
+    balance: bool = False
     promise: Promise | None = None
     faster: bool = False
 
@@ -119,7 +122,10 @@ def run(job: Job, watch: Watch) -> Quantized:
     engine, not_verified = engine_for(job)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
-    data = load_data(job.data, job.reading, samples=job.samples)
+    data = calibration_data(
+        net, job.data, job.reading, shape=job.input_shape, samples=job.samples, balance=job.balance,
+        seed=job.recipe.seed, progress=watch,
+    )  # fmt: skip
     evaluation = data
     if job.eval_data is not None:
         evaluation = load_data(job.eval_data, job.reading, samples=job.eval_samples)
@@ -150,10 +156,9 @@ def run(job: Job, watch: Watch) -> Quantized:
             model=job.model, recipe=recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
-            ranges=model.meta.get("ranges", ()),
-            joint_ranges=model.meta.get("joint_ranges"),
-            reconstruction=model.meta.get("reconstruction", ()), notes=model.meta.get("notes", ()),
-            promise=model.meta.get("promise"), faster=timed,
+            ranges=model.meta.get("ranges", ()), joint_ranges=model.meta.get("joint_ranges"),
+            reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"), faster=timed,
+            notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ())),
             written=tuple(p for p in (job.output, job.report) if p is not None),
         )  # fmt: skip
 
@@ -162,6 +167,13 @@ def _quantized(
     job: Job, net: nn.Module, data: Batches, evaluation: Batches, checkpoint: Path | None, watch: Watch
 ) -> fx.GraphModule:
     """The quantized network; under a promise the file is written anew with each better one that the search finds."""
+    if job.data == NONE and job.promise is not None:
+        raise SettingError("--max-drop searches with calibration data: give some, or --data dead-leaves")
+    if job.data == NONE:
+        example, values = example_of_shape(job.input_shape), input_range_of(job.reading)
+        return quantize_with(
+            net, None, job.recipe, example=example, input_range=values, checkpoint=checkpoint, progress=watch
+        )
     if job.promise is None:
         return quantize_with(net, data, job.recipe, checkpoint=checkpoint, progress=data.counted(watch))
     if not evaluation.labelled():
@@ -274,6 +286,7 @@ def table(result: Quantized) -> Table:
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),
+            *([("note", list(result.notes))] if result.notes else []),
             ("written", [str(p) for p in result.written] or "nothing: give -o FILE to keep the ONNX file"),
         ]
     )
@@ -286,6 +299,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "recipe": encode(result.recipe),
         "calibration": result.calibration,
         "evaluation": result.evaluation,
+        "notes": list(result.notes),
         "accuracy": [to_json(a) for a in result.accuracy],
         "float_ops": [to_json(f) for f in result.float_ops],
         "ranges": [to_json(r) for r in result.ranges],
@@ -293,7 +307,6 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "reconstruction": [to_json(r) for r in result.reconstruction],
         "faster": None if result.faster is None else to_json(result.faster),
         "promise": None if result.promise is None else to_json(result.promise),
-        "notes": list(result.notes),
         "float_bytes": result.float_bytes,
         "file_bytes": result.file_bytes,
         "file_sha256": result.artifact.sha256,

@@ -46,8 +46,8 @@ class Recipe:
     `split_channels` is the share of channels to split where weights are largest, `smooth` the α by which large
     inputs of linear layers move into their weights (SmoothQuant). `joint_ranges` searches the steps of all layers
     together on the loss (LAPQ). `bias_correction` gives back to biases what rounding takes from the mean of a layer's
-    output. `reconstruction` is `adaround`, `brecq`, `qdrop` or `gptq`, or a table of its settings: roundings are then
-    found from the calibration data.
+    output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`, `brecq`,
+    `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it.
     """
@@ -73,7 +73,7 @@ class Recipe:
     split_channels: float = 0.0
     smooth: float | None = None
     joint_ranges: bool = False
-    bias_correction: bool = False
+    bias_correction: bool | None = None
     reconstruction: Choice | None = None
     group_size: int | None = None
     symmetric_weights: bool | None = None
@@ -166,17 +166,19 @@ class Recipe:
             },
         )
 
-    def post_training(self) -> PostTraining:
+    def post_training(self, *, without_data: bool = False) -> PostTraining:
         """The settings of post-training quantization."""
-        reconstruction = self.reconstruction
+        reconstruction, corrects = self.reconstruction, self.bias_correction
+        corrects = without_data and reconstruction is None if corrects is None else corrects
         return PostTraining(
             observation=self.observation(),
             preparing=self.preparing(trains=False),
             joint_ranges=Lapq() if self.joint_ranges else None,
-            bias_correction=BiasCorrection() if self.bias_correction else None,
+            bias_correction=BiasCorrection() if corrects else None,
             reconstruction=None
             if reconstruction is None
             else chosen("reconstruction", RECONSTRUCTIONS, reconstruction, key="reconstruction"),
+            without_data=without_data,
             seed=self.seed,
         )
 

@@ -6,20 +6,25 @@ Names and plain values come in, settings go down.
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from isobit.algorithms import SYNTHESES
 from isobit.algorithms.batch_norm import recalibrate_batch_norm
 from isobit.algorithms.calibration import calibrate as calibrate_with
 from isobit.algorithms.calibration import finish as finish_model
+from isobit.algorithms.input_range import Example, InputRange, example_inputs
 from isobit.algorithms.own_loop import advance, penalty
 from isobit.algorithms.post_training import prepare as prepare_with
 from isobit.algorithms.training import Training, train
+from isobit.algorithms.without_data import invented_inputs
+from isobit.analysis.calibration_data import balanced
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
-from isobit.core.errors import CalibrationError, EngineError, SettingError
+from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
@@ -36,6 +41,7 @@ from isobit.verify import verify as verify_with
 __all__ = [
     "Training",
     "advance",
+    "balanced",
     "calibrate",
     "export",
     "finish",
@@ -44,6 +50,7 @@ __all__ = [
     "quant_modules",
     "quantize",
     "recalibrate_batch_norm",
+    "synthesize",
     "train",
     "verify",
 ]
@@ -51,10 +58,12 @@ __all__ = [
 
 def quantize(
     net: nn.Module,
-    data: Data,
+    data: Data | None,
     *,
     target: str,
     bits: int | None = None,
+    example: Example | None = None,
+    input_range: InputRange = None,
     checkpoint: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
@@ -69,6 +78,10 @@ def quantize(
     is what pays below 8 bits; with `gptq` they take seconds. `checkpoint` names a file from which it goes on after an
     interruption.
 
+    Without data (None) give an `example` of the input, or its shape: batch norm tells ranges and means, and synthetic
+    images what it does not. `input_range` are the lowest and highest values that the network takes, (-1, 1), each a
+    number or one for each channel; without it, inputs have mean 0 and deviation 1.
+
     Raises UnknownNameError, SettingError, CaptureError, CalibrationError or UnsupportedError, each with the layer
     and what to do.
 
@@ -79,25 +92,59 @@ def quantize(
     torch.Size([5, 10])
     """
     recipe = recipe_of(target=target, bits=bits, **settings)
-    return quantize_with(net, data, recipe, checkpoint=checkpoint, progress=progress)
+    return quantize_with(
+        net, data, recipe, example=example, input_range=input_range, checkpoint=checkpoint, progress=progress
+    )
 
 
 def quantize_with(
     net: nn.Module,
-    data: Data,
+    data: Data | None,
     recipe: Recipe,
     *,
+    example: Example | None = None,
+    input_range: InputRange = None,
     checkpoint: str | Path | None = None,
     progress: Progress = silent,
 ) -> fx.GraphModule:
     """`quantize` with a recipe."""
-    settings, profile = recipe.post_training(), recipe.profile()
+    settings, profile = recipe.post_training(without_data=data is None), recipe.profile()
+    if data is None:
+        data = invented_inputs(net, example_inputs(example), input_range, seed=recipe.seed, progress=progress)
+    elif example is not None or input_range is not None:
+        raise SettingError("example and input_range say what data show: give them where data is None, and only there")
     first, data = _peek(data)
-    example = tuple(x[:1] for x in first.inputs)
+    inputs = tuple(x[:1] for x in first.inputs)
     held = None if checkpoint is None else Path(checkpoint)
-    model = settings.apply(net, example, data, profile, checkpoint=held, progress=progress)
-    model.meta["example"], model.meta["recipe"] = example, encode(recipe)
+    model = settings.apply(net, inputs, data, profile, checkpoint=held, progress=progress)
+    model.meta["example"], model.meta["recipe"] = inputs, encode(recipe)
     return model
+
+
+def synthesize(
+    net: nn.Module,
+    example: Example,
+    *,
+    method: str = "dead_leaves",
+    samples: int = 64,
+    seed: int = 0,
+    progress: Progress = silent,
+    **settings: Any,
+) -> list[Tensor]:
+    """Batches of inputs that stand for the data a float network was trained on, made from nothing but the network.
+
+    `example` is an input of it or its shape, `method` a name of `isobit.algorithms.SYNTHESES`: `dead_leaves` draws
+    images, in seconds; `zeroq` distils them from batch norm, `gdfq` trains a generator, in minutes. `settings` are the
+    method's own, such as `input_range` or `iterations`. They go wherever calibration data go.
+
+    Raises UnknownNameError, SettingError, or UnsupportedError for a network that the method has nothing to learn from.
+    """
+    if isinstance(samples, bool) or samples < 1:
+        raise SettingError(f"the number of samples has to be at least 1, got {samples}")
+    kind = look_up("synthesis", SYNTHESES, method)
+    if unknown := next((key for key in settings if key not in {f.name for f in fields(kind)}), None):  # type: ignore[arg-type]
+        raise UnknownNameError(f"setting of {method}", unknown, [f.name for f in fields(kind)])  # type: ignore[arg-type]
+    return kind(**settings).synthesize(net, example_inputs(example), samples=samples, seed=seed, progress=progress)
 
 
 def prepare(

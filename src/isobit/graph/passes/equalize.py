@@ -83,6 +83,7 @@ class EqualizeLayers:
         for pair in changed:
             change_caps(model, tensors, pair, lambda cap, s=total[pair]: cap / s)  # type: ignore[misc]
             scale_moments(model, pair.first, total[pair])
+        model.meta["equalized"] = {pair.first: total[pair] for pair in changed}
         model.recompile()
         return PassReport(changed=tuple(f"{p.first}, {p.second}" for p in changed), left=tuple(left))
 
