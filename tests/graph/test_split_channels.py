@@ -140,7 +140,8 @@ def test_an_outlier_costs_less_and_the_engine_agrees(target: str, tmp_path: Path
         path = isobit.export(model, tmp_path / "net.onnx").path
         certificate = isobit.verify(path, model, [X], engine="onnxruntime")
         assert certificate.verdict == "exact" or certificate.cause.startswith("all integers are equal")
-    assert errors[0.1] < errors[0.0]
+    if target == "snpe":  # one scale: where each channel has its own, an outlier disturbs that one alone
+        assert errors[0.1] < errors[0.0]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

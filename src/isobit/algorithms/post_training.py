@@ -72,7 +72,7 @@ def prepare(
     fold = settings.bn_fold if settings.bn_fold is not None else 0 if profile.fold_bn else -1
     if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)
-    reports |= repair(model, settings.repair, weight=profile.weight, data=data)
+    reports |= repair(model, settings.repair, weight=profile.weight_scheme(profile.weight.bits), data=data)
     plan = place(model, profile, settings.rules)
     notes = insert(
         model,

@@ -43,6 +43,7 @@ def allocate_bits(weight: Tensor, *, bits: int, axis: int = 0) -> BitAllocation:
     by bisection. Where rounding leaves that worse than equal bits, these are kept.
     Raises SettingError for bits outside 1 to 8.
 
+    >>> import torch
     >>> weight = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.], [1], [8], [8]])
     >>> allocate_bits(weight, bits=4).bits
     (3, 3, 5, 5)

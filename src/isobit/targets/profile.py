@@ -84,9 +84,10 @@ class Profile:
         for bits in (weight, activation):
             if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
                 raise SettingError(f"{self.name} computes with 1 to 8 bits, got {bits!r}")
+        width = weight or self.weight.bits
         return replace(
             self,
-            weight=replace(self.weight, bits=weight or self.weight.bits),
+            weight=replace(self.weight, bits=width, narrow=self.weight.narrow and width > 1),
             activation=replace(self.activation, bits=activation or self.activation.bits),
         )
 
