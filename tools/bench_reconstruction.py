@@ -22,16 +22,17 @@ from isobit.benchmark.data.cifar10 import read_cifar10
 from isobit.benchmark.pretrained import pretrained
 
 METHODS: dict[str, dict[str, Any]] = {
-    "min_max": {"weight_observer": "min_max", "activation_observer": "min_max"},
-    "mse": {"weight_observer": "mse", "activation_observer": "mse"},
-    "aciq": {"weight_observer": "aciq", "activation_observer": "aciq"},
-    "auto": {"weight_observer": "auto", "activation_observer": "auto"},
-    "joint": {"weight_observer": "mse", "activation_observer": "mse", "joint_ranges": True},
+    "min_max": {"weight_observer": "min_max", "activation_observer": "min_max", "reconstruction": "none"},
+    "mse": {"weight_observer": "mse", "activation_observer": "mse", "reconstruction": "none"},
+    "aciq": {"weight_observer": "aciq", "activation_observer": "aciq", "reconstruction": "none"},
+    "auto": {"weight_observer": "auto", "activation_observer": "auto", "reconstruction": "none"},
+    "joint": {"weight_observer": "mse", "activation_observer": "mse", "joint_ranges": True, "reconstruction": "none"},
     "gptq": {"reconstruction": "gptq"},
     "adaround": {"reconstruction": "adaround"},
     "brecq": {"reconstruction": "brecq"},
     "qdrop": {"reconstruction": "qdrop"},
 }
+LEARNED = ("adaround", "brecq", "qdrop")
 LAST = {"cifar10_resnet20": "layer3.2.relu2", "cifar10_resnet56": "layer3.8.relu2"}
 BARS = {("cifar10_resnet20", "44"): 912, ("cifar10_resnet20", "33"): 897, ("cifar10_resnet20", "24"): 903}
 """Images right of 1,000, the mean over the seeds of the best method."""
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
         edges = {"relu": (weight, 8), LAST[options.network]: (weight, 8)}
         for name in options.methods:
             counts, seconds, engine = [], [], ""
-            for seed in range(options.seeds if "reconstruction" in METHODS[name] else 1):
+            for seed in range(options.seeds if METHODS[name]["reconstruction"] in LEARNED else 1):
                 say(f"W{weight}A{activation}, {name}, seed {seed}")
                 start = time.perf_counter()
                 model = isobit.quantize(

@@ -60,13 +60,13 @@ def test_layers_that_cost_most_get_more_bits_until_it_is_kept() -> None:
     metric = Closeness(net)
     found = []
     model = quantize_within(
-        net, [images()], metric, max_drop=2.0, target="onnxruntime-x86", bits=2, reconstruction=QUICK,
+        net, [images()], metric, max_drop=0.5, target="onnxruntime-x86", bits=2, reconstruction=QUICK,
         found=lambda m, s: found.append((s.name, metric(m))),
     )  # fmt: skip
     record = model.meta["promise"]
     assert record.kept
-    assert len(record.steps) > 3
-    assert 100 - metric(model) == record.drop <= 2
+    assert len(record.steps) >= 3
+    assert 100 - metric(model) == record.drop <= 0.5
     wide = model.meta["recipe"]["layer_bits"]
     assert len(wide) > 0
     assert set(wide.values()) == {8}
@@ -95,12 +95,12 @@ class StopError(Exception):
 
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_drop": 2.0, "bits": 2, "reconstruction": QUICK}
+    settings: dict[str, Any] = {"max_drop": 0.5, "bits": 2, "reconstruction": QUICK}
     whole = kept(**settings)
 
     class Fails(Closeness):
         def __call__(self, net: nn.Module) -> float:
-            if self.asked == 4:
+            if self.asked == 3:
                 raise StopError
             return super().__call__(net)
 
@@ -110,7 +110,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
     resumed = kept(again, folder=tmp_path, **settings)
     steps = [[(s.name, s.metric, s.better) for s in m.meta["promise"].steps] for m in (whole, resumed)]
     assert steps[0] == steps[1]
-    assert again.asked == len(steps[0]) - 3  # the float network and three steps were done
+    assert again.asked == len(steps[0]) - 2  # the float network and two steps were done
     assert hash_integers(convert(whole)) == hash_integers(convert(resumed))
 
 

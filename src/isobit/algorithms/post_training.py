@@ -15,7 +15,7 @@ from isobit.algorithms.reconstruction import Reconstructs
 from isobit.algorithms.without_data import Statistics, take_statistics
 from isobit.analysis.calibration_data import surveyed
 from isobit.core.batches import Data
-from isobit.core.errors import SettingError
+from isobit.core.errors import SettingError, UnsupportedError
 from isobit.core.progress import Progress, silent
 from isobit.core.records import CorrectionRecord
 from isobit.graph.capture import capture
@@ -107,6 +107,7 @@ class PostTraining:
     joint_ranges: Lapq | None = None
     bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
+    reconstruction_asked: bool = True
     without_data: bool = False
     seed: int = 0
 
@@ -142,9 +143,7 @@ class PostTraining:
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
             if self.reconstruction is not None:
-                model.meta["reconstruction"] = self.reconstruction.apply(
-                    model, data, seed=self.seed, checkpoint=checkpoint, progress=progress
-                )
+                self._reconstruct(model, data, checkpoint, progress)
             corrected: tuple[CorrectionRecord, ...] = ()
             if statistics is not None:
                 ranges, biases = self.observation.activation == MinMax(), self.bias_correction is not None
@@ -154,3 +153,15 @@ class PostTraining:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
         return model
+
+    def _reconstruct(self, model: fx.GraphModule, data: Data, checkpoint: Path | None, progress: Progress) -> None:
+        """Find the roundings; where nobody asked for it and the network cannot, a note says why."""
+        assert self.reconstruction is not None
+        try:
+            model.meta["reconstruction"] = self.reconstruction.apply(
+                model, data, seed=self.seed, checkpoint=checkpoint, progress=progress
+            )
+        except UnsupportedError as error:
+            if self.reconstruction_asked:
+                raise
+            model.meta["notes"] = (*model.meta["notes"], f"weights are rounded to nearest: {error}")

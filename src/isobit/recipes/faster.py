@@ -64,7 +64,7 @@ def faster(
     if why := engine.missing():
         raise EngineError(why)
     some = _some(data, settings.samples)
-    plain = replace(recipe, reconstruction=None, bias_correction=False)
+    plain = replace(recipe, reconstruction="none", bias_correction=False)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         timed = _Timed(net, some, engine, settings, place)

@@ -261,13 +261,14 @@ class _Search:
 def _means(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and changes of a recipe, the cheapest first; what was asked for itself is left alone."""
     yield "as asked", {}
-    if recipe.weight_observer is None and recipe.activation_observer is None:
+    profile = recipe.profile()
+    usual = recipe.weight_observer is None and recipe.activation_observer is None
+    if usual and max(profile.weight.bits, profile.activation.bits) == 8:
         yield "ranges of least error", {"weight_observer": "mse", "activation_observer": "mse"}
     if not recipe.bias_correction and recipe.reconstruction is None:
         yield "biases corrected", {"bias_correction": True}
     if recipe.reconstruction is None:
-        few = recipe.profile().activation.bits < 8
-        name = "qdrop" if few else "brecq"
+        name = "qdrop" if profile.activation.bits < 8 else "brecq"
         yield f"roundings learned ({name})", {"reconstruction": name, "bias_correction": False}
 
 

@@ -47,7 +47,8 @@ class Recipe:
     inputs of linear layers move into their weights (SmoothQuant). `joint_ranges` searches the steps of all layers
     together on the loss (LAPQ). `bias_correction` gives back to biases what rounding takes from the mean of a layer's
     output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`, `brecq`,
-    `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data.
+    `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data; None is `gptq`
+    for weights below 8 bits where there are data, and `none` rounds to nearest.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it.
     """
@@ -168,19 +169,31 @@ class Recipe:
 
     def post_training(self, *, without_data: bool = False) -> PostTraining:
         """The settings of post-training quantization."""
-        reconstruction, corrects = self.reconstruction, self.bias_correction
-        corrects = without_data and reconstruction is None if corrects is None else corrects
+        choice = self.reconstruction
+        if choice is None:
+            choice = "gptq" if self._rounds_to_few_bits() and not without_data else "none"
+        corrects = self.bias_correction
+        if corrects is None:
+            corrects = without_data and choice == "none"
         return PostTraining(
             observation=self.observation(),
             preparing=self.preparing(trains=False),
             joint_ranges=Lapq() if self.joint_ranges else None,
             bias_correction=BiasCorrection() if corrects else None,
             reconstruction=None
-            if reconstruction is None
-            else chosen("reconstruction", RECONSTRUCTIONS, reconstruction, key="reconstruction"),
+            if choice == "none"
+            else chosen("reconstruction", RECONSTRUCTIONS, choice, key="reconstruction"),
+            reconstruction_asked=self.reconstruction is not None,
             without_data=without_data,
             seed=self.seed,
         )
+
+    def _rounds_to_few_bits(self) -> bool:
+        """Whether weights have fewer than 8 bits, a scale per channel or tensor, and nothing that learns."""
+        profile = self.profile()
+        fixed = self.method is None and name_of(self.weight_quantizer) == "fixed"
+        few = self.weight_bits != FLOAT_BITS and profile.weight.bits < 8
+        return fixed and few and profile.ranges == "calibrated"
 
 
 def recipe_of(*, target: str, bits: int | None = None, **settings: Any) -> Recipe:
