@@ -25,11 +25,12 @@ from typing import Any
 
 from rivals import memory, pin
 
-OURS = {
-    "isobit min_max": None,
-    "isobit percentile": "percentile",
-    "isobit kl_divergence": "kl_divergence",
-    "isobit mse": "mse",
+OURS: dict[str, dict[str, Any]] = {
+    "isobit": {},
+    "isobit min_max": {"reconstruction": "none"},
+    "isobit percentile": {"reconstruction": "none", "activation_observer": "percentile"},
+    "isobit kl_divergence": {"reconstruction": "none", "activation_observer": "kl_divergence"},
+    "isobit mse": {"reconstruction": "none", "activation_observer": "mse"},
 }
 RIVALS = ("ort-minmax", "ort-percentile", "ort-entropy", "nncf-onnx", "nncf-openvino")
 TARGET = "onnxruntime-x86"
@@ -54,10 +55,8 @@ def work(options: argparse.Namespace) -> dict[str, float]:
         torch.set_num_threads(1)
     net = random_network(options.networks[0])
     images = torch.from_numpy(np.load(options.images, allow_pickle=False)[: options.limit])
-    observer = OURS[options.worker]
-    settings: dict[str, Any] = {} if observer is None else {"activation_observer": observer}
     before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
-    model = isobit.quantize(net, list(torch.split(images, options.batch)), target=TARGET, **settings)
+    model = isobit.quantize(net, list(torch.split(images, options.batch)), target=TARGET, **OURS[options.worker])
     found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "quantize_peak_mb": memory("VmHWM")}
     isobit.export(model, options.out)
     return found | {

@@ -19,13 +19,15 @@ from isobit.analysis.accuracy import accuracy
 from isobit.benchmark.pretrained import pretrained
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"equalize": False},
-    "equalized": {"equalize": True},
-    "biases corrected": {"equalize": False, "bias_correction": True},
-    "both": {"equalize": True, "bias_correction": True},
+    "plain": {"equalize": False, "reconstruction": "none"},
+    "equalized": {"equalize": True, "reconstruction": "none"},
+    "biases corrected": {"equalize": False, "bias_correction": True, "reconstruction": "none"},
+    "both": {"equalize": True, "bias_correction": True, "reconstruction": "none"},
+    "GPTQ": {"equalize": False, "reconstruction": "gptq"},
+    "default": {},
 }
 ADAROUND: dict[str, Any] = {"equalize": True, "bias_correction": True, "reconstruction": "adaround"}
-BARS = {("snpe", "both"): 402}
+BARS = {("snpe", "default"): 402, ("onnxruntime-x86", "default"): 413}
 """Images right of 450 in simulation."""
 COLUMNS = ("target", "repair", "simulation", "onnxruntime", "verdict", "seconds")
 

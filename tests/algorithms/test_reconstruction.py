@@ -237,7 +237,7 @@ def test_what_learns_nothing_keeps_the_nearest_rounding_and_says_so() -> None:
 def test_three_bits_of_a_trained_network_gain_accuracy_and_run_on_the_engine(digits: nn.Module, tmp_path: Path) -> None:
     data, test = [x for x, _ in read_digits("train").batched(64)][:8], list(read_digits("test").batched(150))
     right = {}
-    for name in (None, "adaround"):
+    for name in ("none", "adaround"):
         model = isobit.quantize(
             digits, data, target="onnxruntime-x86", bits=3, weight_observer="mse", reconstruction=name
         )
@@ -247,4 +247,4 @@ def test_three_bits_of_a_trained_network_gain_accuracy_and_run_on_the_engine(dig
         counted = {a.execution: a.right for a in certificate.accuracy}
         assert counted["reference"] == next(n for e, n in counted.items() if e.startswith("onnxruntime"))
         right[name] = counted["reference"]
-    assert right["adaround"] > right[None]
+    assert right["adaround"] > right["none"]

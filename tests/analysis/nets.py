@@ -11,7 +11,7 @@ from isobit.recipes.workflow import quantize
 
 
 def mlp(target: str = "onnxruntime-x86", *, bits: int | None = None) -> tuple[fx.GraphModule, Tensor]:
-    """Linear, ReLU, linear, quantized, and the data it was calibrated on."""
+    """Linear, ReLU, linear, quantized with weights rounded to nearest, and the data it was calibrated on."""
     return copy.deepcopy(_mlp(target, bits))
 
 
@@ -20,7 +20,7 @@ def _mlp(target: str, bits: int | None) -> tuple[fx.GraphModule, Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
     x = torch.randn(64, 6)
-    return quantize(net, [x], target=target, bits=bits), x
+    return quantize(net, [x], target=target, bits=bits, reconstruction="none"), x
 
 
 class Branches(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from isobit.analysis.modes import slots_in_mode
-from isobit.core.batches import Data, batches
+from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import CalibrationError, UnsupportedError
 from isobit.graph.segments import Segment
 from isobit.graph.slots import Slot, weight_slot
@@ -132,13 +132,17 @@ def execute(model: fx.GraphModule, nodes: Sequence[fx.Node], values: Values) -> 
     return known
 
 
-def cached_inputs(model: fx.GraphModule, data: Data, limit: int) -> tuple[ActivationCache, ActivationCache]:
+def cached_inputs(
+    model: fx.GraphModule, data: Data, limit: int, *, most: int | None = None
+) -> tuple[ActivationCache, ActivationCache]:
     """Two caches, for the float and the quantized network, that hold the samples as the values of the graph's inputs.
 
-    Raises CalibrationError for data that does not fit.
+    Of more than `most` samples so many are taken, at even distances. Raises CalibrationError for unfit data.
     """
     found = list(batches(data))
     samples = sum(batch.size for batch in found)
+    if most is not None and samples > most:
+        found, samples = _evenly(found, samples, most), most
     places = [n for n in model.graph.nodes if n.op == "placeholder"]
     caches = ActivationCache(samples, limit // 2), ActivationCache(samples, limit // 2)
     start = 0
@@ -150,6 +154,17 @@ def cached_inputs(model: fx.GraphModule, data: Data, limit: int) -> tuple[Activa
                 cache.write(node, start, batch.size, x)
         start += batch.size
     return caches
+
+
+def _evenly(found: list[Batch], samples: int, most: int) -> list[Batch]:
+    """`most` of the samples, at even distances."""
+    wanted, start, chosen = torch.arange(most) * samples // most, 0, []
+    for batch in found:
+        here = wanted[(wanted >= start) & (wanted < start + batch.size)] - start
+        start += batch.size
+        if len(here):
+            chosen.append(Batch(tuple(x[here] for x in batch.inputs)))
+    return chosen
 
 
 def run_segment(model: fx.GraphModule, part: Segment, cache: ActivationCache) -> None:
@@ -167,3 +182,16 @@ def slots_of(model: fx.GraphModule, nodes: Iterable[fx.Node], mode: Literal["flo
     held = [s for m in called for s in (m if isinstance(m, Slot) else weight_slot(m),) if s is not None]
     with slots_in_mode(held, mode):
         yield
+
+
+@torch.no_grad()
+def segment_error(model: fx.GraphModule, part: Segment, exact: ActivationCache, rounded: ActivationCache) -> float:
+    """Noise power over signal power of a segment's result, quantized as it will be."""
+    noise = signal = 0.0
+    with slots_of(model, part.nodes, "quantize"):
+        for index in exact.batches():
+            y = execute(model, part.nodes, rounded.batch(part.inputs, index))[part.result]
+            target = exact.batch((part.result,), index)[part.result]
+            noise += float((y - target).double().square().sum())
+            signal += float(target.double().square().sum())
+    return noise / signal if signal else noise

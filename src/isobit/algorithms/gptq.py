@@ -6,49 +6,70 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from isobit.algorithms.activation_cache import ActivationCache, cached_inputs, execute, run_segment, slots_of
-from isobit.algorithms.layer_columns import input_columns, weight_matrix, weight_of_matrix
-from isobit.algorithms.reconstruction_progress import Done, replace_weight
+from isobit.algorithms.activation_cache import ActivationCache, cached_inputs, run_segment, segment_error, slots_of
+from isobit.algorithms.layer_columns import weight_matrix, weight_of_matrix
+from isobit.algorithms.layer_moments import LayerMoments, layer_moments
+from isobit.algorithms.reconstruction_progress import Done, replace_weight, rescale
+from isobit.algorithms.row_grid import RowGrid
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError, UnsupportedError
-from isobit.core.granularity import expand
 from isobit.core.grid import Uniform
 from isobit.core.progress import Progress, silent
 from isobit.core.qparams import QParams
 from isobit.core.records import SegmentRecord
-from isobit.core.rounding import round_to_integer
+from isobit.core.scheme import FloatScale
 from isobit.graph.segments import Segment, Unit, segments
 from isobit.graph.slots import weight_slot
 from isobit.quantizers.fixed import FixedQuantizer
 
-AT_ONCE = 1 << 24
-"""Values of input columns that are held at a time, about."""
+MANY_BITS = 8
+"""From so many bits on a weight is nearly what it was."""
+
+MOST_COLUMNS = 1 << 13
+"""Of wider weights the Hessian takes gigabytes, and its inverse minutes."""
+
+STACKED = 1 << 25
+"""Weights that are rounded at a time, about."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gptq:
-    """Settings of GPTQ (arXiv:2210.17323): min over Ŵ on the grid of E ||(W - Ŵ) x̂||², layer by layer.
+    """Settings of GPTQ (arXiv:2210.17323): min over Ŵ on its grid of E ||W x - Ŵ x̂||² + λ ||W - Ŵ||², layer by layer.
 
-    x̂ are a layer's inputs behind the quantized layers before it; scales stay as calibrated. `damping` times the mean
-    of the Hessian's diagonal is added to it; with `ordered` the columns of the largest inputs are rounded first, for
-    all rows in the same order. `block_size` columns pass on their error at once. Nothing is learned by descent and
-    nothing is drawn: the seed decides nothing. `memory_limit` (bytes) is for what flows between layers.
+    x̂ are a layer's inputs behind the quantized layers before it. x are its inputs in the float network, so that it
+    undoes what those did (GPTAQ, Li et al., ICML 2025, arXiv:2504.02692); with `asymmetric` False x is x̂, as in GPTQ.
+    λ is `damping` times the mean of the diagonal of E x̂ x̂ᵀ; None is 0.05 + 0.6 columns / inputs below 8 bits, for a
+    weight of so many columns that saw so many inputs, and 3 from there on, where rounding leaves little to be made up
+    for. Below 8 bits each scale of whole rows is multiplied by that of `factors` which leaves least of it. With
+    `ordered` the columns of the largest inputs are rounded first, for all rows in the same order. `block_size` columns
+    pass on their error at once.
+
+    Of more than `samples` samples so many are used (None: 512, or 32 where all weights have 8 bits or more), and of
+    what a layer sees in them about `ratio` inputs for each column of its weight, at even distances. Nothing is learned
+    by descent and nothing is drawn: the seed decides nothing. `memory_limit` (bytes) is for what flows between layers.
     """
 
     unit: ClassVar[Unit] = "layer"
-    damping: float = 0.01
+    damping: float | None = None
+    asymmetric: bool = True
+    factors: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1)
     ordered: bool = True
     block_size: int = 128
+    samples: int | None = None
+    ratio: int = 32
     memory_limit: int = 4 << 30
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
-            raise SettingError(f"damping has to be above 0, or a Hessian may have no inverse; got {self.damping}")
-        if self.block_size < 1:
-            raise SettingError(f"block_size has to be at least 1, got {self.block_size}")
+        if self.damping is not None and not self.damping > 0:
+            raise SettingError(f"damping has to be above 0, or there may be no minimum; got {self.damping}")
+        if not all(f > 0 for f in self.factors):
+            raise SettingError(f"factors multiply scales and have to be above 0, got {self.factors}")
+        for name in ("block_size", "samples", "ratio"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingError(f"{name} has to be at least 1, got {value}")
 
     def apply(
         self,
@@ -59,9 +80,10 @@ class Gptq:
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> tuple[SegmentRecord, ...]:
-        """Round the weights of a calibrated network in place; the noise of each layer's output, as above.
+        """Round the weights of a calibrated network in place; noise over signal of each layer's output.
 
-        A layer that gains nothing over rounding to nearest keeps that, as does one that is called more than once.
+        A layer that gains nothing over rounding to nearest keeps that, as does one that is called more than once, and
+        one of more than 8,192 columns, of which a note speaks.
         Raises UnsupportedError, with the layer's name, for weights without even steps; CalibrationError for unfit data;
         ArtifactError for a checkpoint of another run.
         """
@@ -69,49 +91,76 @@ class Gptq:
         model.eval()
         parts = segments(model, self.unit)
         grids = {name: _grid(model, name) for part in parts for name in part.layers}
-        _, rounded = cached_inputs(model, data, self.memory_limit)
+        few_bits = any(grid.scheme.bits < MANY_BITS for grid in grids.values())
+        samples = (512 if few_bits else 32) if self.samples is None else self.samples
+        exact, rounded = cached_inputs(model, data, self.memory_limit, most=samples)
         done = Done(checkpoint, model, rounded, self)
         for number, part in enumerate(parts):
-            with torch.no_grad(), slots_of(model, part.nodes, "quantize"):
+            later = {n for p in parts[number + 1 :] for n in p.inputs}
+            with torch.no_grad():
+                with slots_of(model, part.nodes, "float"):
+                    run_segment(model, part, exact)
                 if not done.restore(model, number):
-                    done.add(model, part, self._round(model, part, rounded, grids))
-                run_segment(model, part, rounded)
-            rounded.keep({n for p in parts[number + 1 :] for n in p.inputs})
+                    done.add(model, part, self._round(model, part, exact, rounded, grids))
+                with slots_of(model, part.nodes, "quantize"):
+                    run_segment(model, part, rounded)
+            exact.keep(later)
+            rounded.keep(later)
             progress("reconstructing", number + 1, len(parts))
         return done.records
 
     def _round(
-        self, model: fx.GraphModule, part: Segment, inputs: ActivationCache, grids: dict[str, QParams]
+        self,
+        model: fx.GraphModule,
+        part: Segment,
+        exact: ActivationCache,
+        rounded: ActivationCache,
+        grids: dict[str, QParams],
     ) -> SegmentRecord:
         (name,) = part.layers
         layer, grid = model.get_submodule(name), grids[name]
         weight = model.get_parameter(f"{name}.weight").detach()
-        matrix, hessian = weight_matrix(layer, weight).double(), _hessian(model, part, inputs)
-        scale, zero_point = (
-            weight_matrix(layer, expand(s, weight.dim(), grid.scheme.granularity).expand_as(weight))
-            for s in (grid.scale, grid.zero_point)
-        )
-
-        def integers(w: Tensor, columns: Tensor) -> Tensor:
-            s, z = (x.take_along_dim(columns, 2) for x in (scale, zero_point))
-            q = round_to_integer(w.to(s.dtype) / s, grid.scheme.rounding) + z
-            return q.clamp(grid.scheme.quant_min, grid.scheme.quant_max)
-
-        def rounded(w: Tensor, columns: Tensor) -> Tensor:
-            s, z = (x.take_along_dim(columns, 2) for x in (scale, zero_point))
-            return ((integers(w, columns) - z) * s).double()
-
-        every = torch.arange(matrix.shape[2])[None, None].expand(matrix.shape)
-        nearest = rounded(matrix, every)
-        found = round_columns(
-            matrix, hessian, rounded, damping=self.damping, ordered=self.ordered, block_size=self.block_size
-        )
-        losses = [proxy_loss(matrix - w, hessian) for w in (nearest, found)]
-        signal = proxy_loss(matrix, hessian) or 1.0
-        if losses[1] < losses[0]:
-            q = weight_of_matrix(layer, integers(found, every), weight.shape)
+        if (columns := weight_matrix(layer, weight).shape[2]) > MOST_COLUMNS:
+            note = f"{name}: its weight is rounded to nearest: {columns} columns are too many for GPTQ ({MOST_COLUMNS})"
+            model.meta["notes"] = (*model.meta.get("notes", ()), note)
+            error = segment_error(model, part, exact, rounded)
+            return SegmentRecord(name=part.name, layers=part.layers, nearest=error, learned=error)
+        matrix, rows = weight_matrix(layer, weight).double(), RowGrid.of(layer, weight, grid)
+        moments = layer_moments(model, part, exact if self.asymmetric else None, rounded, ratio=self.ratio)
+        damping = _damping(moments, grid.scheme.bits) if self.damping is None else self.damping
+        hessian = moments.own + torch.diag_embed(_ridge(moments.own, damping))
+        aim = matrix + torch.linalg.solve(hessian, moments.missing, left=False)
+        to_nearest, factor = rows.rounded(matrix), self._factors(aim, hessian, rows)
+        rows = rows if factor is None else rows.scaled(factor)
+        found = self._rounded(aim, hessian, rows)
+        nearest, learned = (moments.loss(w - matrix) for w in (to_nearest, found))
+        if learned < nearest:
+            if factor is not None:
+                grid = QParams(grid.scale * factor.reshape(grid.scale.shape), grid.zero_point, grid.scheme)
+                slot = weight_slot(layer)
+                assert slot is not None
+                rescale(slot, grid.scale)
+            q = weight_of_matrix(layer, rows.integers(found), weight.shape)
             replace_weight(model, name, grid.dequantize(q).to(weight.dtype))
-        return SegmentRecord(name=part.name, layers=part.layers, nearest=losses[0] / signal, learned=losses[1] / signal)
+        power = moments.power or 1.0
+        return SegmentRecord(name=part.name, layers=part.layers, nearest=nearest / power, learned=learned / power)
+
+    def _rounded(self, aim: Tensor, hessian: Tensor, rows: RowGrid) -> Tensor:
+        return round_columns(aim, hessian, rows.rounded, ordered=self.ordered, block_size=self.block_size)
+
+    def _factors(self, aim: Tensor, hessian: Tensor, rows: RowGrid) -> Tensor | None:
+        """The factor of least loss for each scale, float32; None where scales stay."""
+        if rows.several or rows.scheme.bits >= MANY_BITS or not isinstance(rows.scheme.scale, FloatScale):
+            return None
+        several = torch.tensor((1.0, *self.factors))
+        scales = int(rows.owner.max()) + 1
+        losses = []
+        for few in torch.split(several, max(STACKED // aim.numel(), 1)):
+            stacked = aim.repeat(1, len(few), 1)
+            error = stacked - self._rounded(stacked, hessian, rows.stacked(few))
+            by_row = ((error @ hessian) * error).sum(2).reshape(len(aim), len(few), -1).transpose(0, 1)
+            losses.append(by_row.new_zeros(len(few), scales).index_add_(1, rows.owner.flatten(), by_row.flatten(1)))
+        return several[torch.cat(losses).argmin(0)]
 
 
 def round_columns(
@@ -119,18 +168,17 @@ def round_columns(
     hessian: Tensor,
     rounded: Callable[[Tensor, Tensor], Tensor],
     *,
-    damping: float,
     ordered: bool,
     block_size: int,
 ) -> Tensor:
     """Algorithm 1: `weight` on its grid, column after column, each error passed on to the columns that follow.
 
     With U the upper Cholesky factor of H⁻¹: q_i = `rounded`(w_i), w_j -= (w_i - q_i) U_ij / U_ii for j > i. `rounded`
-    takes columns and their numbers, both (groups, rows, n). Columns whose inputs were always 0 are rounded to nearest
-    and move nothing; the published code sets them to 0, which a few samples do not justify.
-    Shapes: weight (groups, rows, columns), hessian (groups, columns, columns), float64.
+    takes columns and their numbers, both (groups, rows, n). Columns whose inputs were always 0 meet the ridge alone:
+    they are rounded to nearest and move nothing; the published code sets them to 0, which a few samples do not justify.
+    Shapes: weight (groups, rows, columns), hessian (groups, columns, columns), positive definite, float64.
     """
-    factors, order = _factors(hessian, damping=damping, ordered=ordered)
+    factors, order = _cholesky(hessian, ordered=ordered)
     numbers = order[:, None, :].expand(weight.shape)
     w = weight.take_along_dim(numbers, 2)
     result = torch.empty_like(w)
@@ -147,43 +195,27 @@ def round_columns(
     return torch.empty_like(result).scatter_(2, numbers, result)
 
 
-def _factors(hessian: Tensor, *, damping: float, ordered: bool) -> tuple[Tensor, Tensor]:
-    """The upper Cholesky factors of the inverses of the damped Hessians, and the order of columns, (groups, columns).
-
-    Columns that are dead have H_ii = 1, and the damping is that of the others.
-    """
+def _cholesky(hessian: Tensor, *, ordered: bool) -> tuple[Tensor, Tensor]:
+    """The upper Cholesky factors of the inverses, and the order of columns, (groups, columns)."""
     diagonal = hessian.diagonal(dim1=1, dim2=2)
-    dead = diagonal == 0
-    mean = diagonal.sum(1) / (~dead).sum(1).clamp(min=1)
     order = diagonal.argsort(dim=1, descending=True, stable=True) if ordered else torch.arange(hessian.shape[1])[None]
     order = order.expand(hessian.shape[0], -1)
-    damped = hessian + torch.diag_embed(torch.where(dead, 1.0, damping * mean[:, None]))
-    damped = damped.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    arranged = hessian.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(arranged))
     return torch.linalg.cholesky(inverse, upper=True), order
 
 
-def proxy_loss(error: Tensor, hessian: Tensor) -> float:
-    """Σ over rows of e H eᵀ: for H = X Xᵀ it is ||E X||². Shapes: error (groups, rows, columns)."""
-    return float(((error @ hessian) * error).sum())
+def _damping(moments: LayerMoments, bits: int) -> float:
+    """As much as made the noise of the logits least, on MobileNetV2 with 50 images and ResNet-20 with 1,024."""
+    return 3.0 if bits >= MANY_BITS else 0.05 + 0.6 * moments.own.shape[1] / moments.inputs
 
 
-def _hessian(model: fx.GraphModule, part: Segment, inputs: ActivationCache) -> Tensor:
-    """2 X̂ X̂ᵀ of a segment's layer over all samples: (groups, columns, columns), float64."""
-    (name,) = part.layers
-    layer: nn.Module = model.get_submodule(name)
-    node = next(n for n in part.nodes if str(n.target) == name)
-    before, source = part.nodes[: part.nodes.index(node)], node.all_input_nodes[0]
-    total: Tensor | None = None
-    for index in inputs.batches():
-        x = execute(model, before, inputs.batch(part.inputs, index))[source]
-        values = input_columns(layer, x[:1]).numel()
-        for few in x.split(max(AT_ONCE // values, 1)):
-            columns = input_columns(layer, few).double()
-            square = columns @ columns.mT
-            total = square if total is None else total + square
-    assert total is not None
-    return 2 * total
+def _ridge(own: Tensor, damping: float) -> Tensor:
+    """λ of each column, (groups, columns): `damping` times the diagonal's mean, but for columns that were all 0."""
+    diagonal = own.diagonal(dim1=1, dim2=2)
+    alive = (diagonal > 0).sum(1).clamp(min=1)
+    mean = diagonal.sum(1) / alive
+    return torch.where(mean > 0, damping * mean, 1.0)[:, None].expand_as(diagonal)
 
 
 def _grid(model: fx.GraphModule, name: str) -> QParams:

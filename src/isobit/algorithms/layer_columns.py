@@ -25,14 +25,15 @@ def weight_of_matrix(layer: nn.Module, matrix: Tensor, shape: torch.Size) -> Ten
     return matrix.reshape(groups, shape[1], shape[0] // groups, *shape[2:]).transpose(1, 2).reshape(shape)
 
 
-def input_columns(layer: nn.Module, x: Tensor) -> Tensor:
+def input_columns(layer: nn.Module, x: Tensor, *, every: int = 1) -> Tensor:
     """What each output of a layer is the product of its weight with: (groups, columns, outputs of one channel).
 
-    With W = `weight_matrix(layer, layer.weight)` the layer computes W @ `input_columns(layer, x)`, plus its bias.
+    With W = `weight_matrix(layer, layer.weight)` the layer computes W @ `input_columns(layer, x)`, plus its bias. Of a
+    linear layer's outputs only each `every`-th is taken, of a convolution's each `every`-th along each axis.
     Shapes: x (n, …, features) for a linear layer, (n, channels, …) for a convolution.
     """
     if not isinstance(layer, _ConvNd):
-        return x.flatten(0, -2).T[None]
+        return x.flatten(0, -2)[::every].T[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     if isinstance(layer, _ConvTransposeNd):
         windows = _windows(_spread(layer, x), layer, stride=(1,) * len(layer.stride))
@@ -41,6 +42,7 @@ def input_columns(layer: nn.Module, x: Tensor) -> Tensor:
         padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         windows = _windows(padded, layer, stride=layer.stride)
     dims = len(layer.kernel_size)
+    windows = windows[(slice(None), slice(None), *(slice(None, None, every) for _ in range(dims)))]
     in_order = windows.permute(1, *range(2 + dims, 2 + 2 * dims), 0, *range(2, 2 + dims))
     return in_order.reshape(layer.groups, x.shape[1] // layer.groups * _product(layer.kernel_size), -1)
 

@@ -17,6 +17,7 @@ from isobit.algorithms.activation_cache import (
     cached_inputs,
     execute,
     run_segment,
+    segment_error,
     slots_of,
 )
 from isobit.algorithms.fisher import fisher
@@ -130,7 +131,7 @@ def _reconstruct_one(
     number: int,
 ) -> SegmentRecord:
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-    nearest = _error(model, part, exact, rounded)
+    nearest = segment_error(model, part, exact, rounded)
     importance = fisher(model, part, exact, rounded) if settings.weighting == "fisher" else None
     kept = {name: model.get_parameter(f"{name}.weight").detach().clone() for name in part.layers}
     weights, steps = _soften(model, part, settings, generator)
@@ -147,7 +148,7 @@ def _reconstruct_one(
         replace_weight(model, name, soft.hard())
     for slot, step in steps.items():
         rescale(slot, step.scale().detach())
-    learned = _error(model, part, exact, rounded)
+    learned = segment_error(model, part, exact, rounded)
     if not learned < nearest:
         for (name, weight), slot in zip(kept.items(), weights, strict=True):
             replace_weight(model, name, weight)
@@ -246,19 +247,6 @@ def _soften(
             learns = settings.step_rate > 0 and name not in outside and isinstance(grid.scheme.scale, FloatScale)
             steps[module] = LearnedStep(grid, learns=learns, quantized=settings.quantized, generator=generator)
     return weights, steps
-
-
-@torch.no_grad()
-def _error(model: fx.GraphModule, part: Segment, exact: ActivationCache, rounded: ActivationCache) -> float:
-    """Noise power over signal power of a segment's result, quantized as it will be."""
-    noise = signal = 0.0
-    with slots_of(model, part.nodes, "quantize"):
-        for index in exact.batches():
-            y = execute(model, part.nodes, rounded.batch(part.inputs, index))[part.result]
-            target = exact.batch((part.result,), index)[part.result]
-            noise += float((y - target).double().square().sum())
-            signal += float(target.double().square().sum())
-    return noise / signal if signal else noise
 
 
 def _check(model: fx.GraphModule, parts: list[Segment]) -> None:

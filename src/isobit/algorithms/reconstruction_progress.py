@@ -18,10 +18,13 @@ from isobit.graph.insert import slots
 from isobit.graph.segments import Segment
 from isobit.graph.slots import Slot, weight_slot
 
+FORMAT = 2
+"""Of what is written for a segment; a file of another format is of another run."""
+
 
 @final
 class Done:
-    """The segments that are done: their weights, the steps of their activations, and the records.
+    """The segments that are done: their weights, the steps of both, and the records.
 
     Without a path nothing is written. Raises ArtifactError where the file is of another network, other data or other
     settings.
@@ -57,6 +60,8 @@ class Done:
                 replace_weight(model, name, weight)
             for name, scale in held["scales"].items():
                 rescale(_slot(model, name), scale)
+            for name, scale in held["weight_scales"].items():
+                rescale(_weight_slot(model, name), scale)
         return True
 
     def add(self, model: fx.GraphModule, part: Segment, record: SegmentRecord) -> None:
@@ -68,7 +73,10 @@ class Done:
             if isinstance(module, Slot) and isinstance(grid := module.grid(), QParams):
                 scales[name] = grid.scale
         weights = {name: model.get_parameter(f"{name}.weight").detach() for name in part.layers}
-        self._segments.append({"record": asdict(record), "weights": weights, "scales": scales})
+        steps = {name: _weight_slot(model, name).grid() for name in part.layers}
+        weight_scales = {name: grid.scale for name, grid in steps.items() if isinstance(grid, QParams)}
+        held = {"record": asdict(record), "weights": weights, "scales": scales, "weight_scales": weight_scales}
+        self._segments.append(held)
         if self.path is not None:
             save_checkpoint(self.path, {"key": self._key, "segments": self._segments})
 
@@ -89,6 +97,12 @@ def rescale(slot: Slot, scale: Tensor) -> None:
     slot.quantizer.calibrate(QParams(scale.clone(), grid.zero_point, grid.scheme, grid.codebook))  # type: ignore[operator]
 
 
+def _weight_slot(model: fx.GraphModule, name: str) -> Slot:
+    found = weight_slot(model.get_submodule(name))
+    assert found is not None
+    return found
+
+
 def _slot(model: fx.GraphModule, name: str) -> Slot:
     found = model.get_submodule(name)
     assert isinstance(found, Slot)
@@ -97,7 +111,7 @@ def _slot(model: fx.GraphModule, name: str) -> Slot:
 
 def _fingerprint(model: fx.GraphModule, inputs: ActivationCache, settings: Any) -> str:
     """SHA-256 over what decides the result."""
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    digest = hashlib.sha256(f"{FORMAT} {json.dumps(asdict(settings), sort_keys=True)}".encode())
     for slot in slots(model):
         digest.update(f"{slot.point} {slot.grid()}".encode())
     for name, tensor in [*model.state_dict().items(), *inputs.tensors()]:

@@ -157,11 +157,11 @@ def clipped(x: Tensor, grid: QParams) -> int:
 
 def weight_distribution(layer: Layer) -> Distribution | None:
     """The weight of a layer, None where it has no quantized one."""
-    if layer.weight is None or layer.module is None or layer.weight.mode != "quantize":
+    weight = layer.float_weight
+    if weight is None or layer.weight is None or layer.weight.mode != "quantize":
         return None
-    assert isinstance(layer.module.weight, Tensor)
     found = Distribution(layer.weight, name=f"{layer.name}.weight", role="weight")
-    found.see(layer.module.weight.detach())
+    found.see(weight)
     return found
 
 

@@ -50,13 +50,11 @@ class Channels:
 
 def channels(layer: Layer) -> Channels | None:
     """The output channels of a layer's weight, None for a layer without a calibrated one."""
-    if layer.weight is None or layer.module is None:
-        return None
-    weight, grid = layer.module.weight, layer.weight.grid()
-    if not isinstance(weight, Tensor) or not isinstance(grid, QParams):
+    weight, grid = layer.float_weight, None if layer.weight is None else layer.weight.grid()
+    if weight is None or not isinstance(grid, QParams):
         return None
     axis = PerChannel(1 if layer.kind == "conv_transpose" else 0)
-    ranges = blocks(weight.detach().double(), axis).abs().amax(1)
+    ranges = blocks(weight.double(), axis).abs().amax(1)
     zero = ranges <= DEAD * float(ranges.max())
     alive = ranges[~zero]
     ratio = float(alive.max() / alive.min()) if alive.numel() else 1.0
@@ -163,8 +161,9 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
     segments: tuple[SegmentRecord, ...] = model.meta.get("reconstruction", ())
     if rest := [f"{s.name} ({s.nearest:.2g} to {s.learned:.2g})" for s in segments if not s.learned < s.nearest]:
         yield (
-            f"learned roundings gained nothing in {len(rest)} of {len(segments)} segments, which keep the nearest ones "
-            f"(noise over signal of the output): {_listed(rest)}. Give more samples, or more iterations"
+            f"roundings found from data gained nothing in {len(rest)} of {len(segments)} segments, which keep the "
+            f"nearest ones (noise over signal of the output): {_listed(rest)}. Give more samples, or more iterations "
+            "where they are learned"
         )
     joint: JointRangesRecord | None = model.meta.get("joint_ranges")
     if joint is not None and not joint.after < joint.before:

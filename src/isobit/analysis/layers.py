@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from isobit.graph.insert import Preparation, preparation
 from isobit.graph.names import names
@@ -48,6 +48,13 @@ class Layer:
     inputs: tuple[Edge, ...]
     results: tuple[Edge, ...]
     moves: bool
+
+    @property
+    def float_weight(self) -> Tensor | None:
+        """The weight of the float network, also where roundings were found from data; None without a quantized one."""
+        if self.weight is None or self.module is None or not isinstance(self.module.weight, Tensor):
+            return None
+        return self.module.weight.detach() if self.weight.original is None else self.weight.original
 
     @property
     def label(self) -> str:

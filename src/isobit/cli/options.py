@@ -194,8 +194,8 @@ ReconstructionName = Annotated[
     typer.Option(
         "--reconstruction",
         metavar="NAME",
-        help="Round weights by what data shows: adaround, brecq or qdrop (minutes), gptq (seconds; what weights below "
-        "8 bits get where nothing else is said), none. Interrupted, it goes on when the same command is given again.",
+        help="Round weights by what data shows: gptq (seconds; done where nothing else is said), adaround, brecq "
+        "or qdrop (minutes; pays below 8 bits), or none. Interrupted, it goes on when the same command is given again.",
         show_default=False,
     ),
 ]

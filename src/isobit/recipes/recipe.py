@@ -48,7 +48,7 @@ class Recipe:
     together on the loss (LAPQ). `bias_correction` gives back to biases what rounding takes from the mean of a layer's
     output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`, `brecq`,
     `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data; None is `gptq`
-    for weights below 8 bits where there are data, and `none` rounds to nearest.
+    for weights of 8 bits and less where there are data, and `none` rounds to nearest.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it.
     """
@@ -171,7 +171,7 @@ class Recipe:
         """The settings of post-training quantization."""
         choice = self.reconstruction
         if choice is None:
-            choice = "gptq" if self._rounds_to_few_bits() and not without_data else "none"
+            choice = "gptq" if self._rounds_weights() and not without_data else "none"
         corrects = self.bias_correction
         if corrects is None:
             corrects = without_data and choice == "none"
@@ -188,11 +188,11 @@ class Recipe:
             seed=self.seed,
         )
 
-    def _rounds_to_few_bits(self) -> bool:
-        """Whether weights have fewer than 8 bits, a scale per channel or tensor, and nothing that learns."""
+    def _rounds_weights(self) -> bool:
+        """Whether weights have 8 bits or fewer, calibrated ranges, and nothing that learns."""
         profile = self.profile()
         fixed = self.method is None and name_of(self.weight_quantizer) == "fixed"
-        few = self.weight_bits != FLOAT_BITS and profile.weight.bits < 8
+        few = self.weight_bits != FLOAT_BITS and profile.weight.bits <= 8
         return fixed and few and profile.ranges == "calibrated"
 
 

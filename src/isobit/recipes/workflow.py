@@ -74,9 +74,9 @@ def quantize(
     width of weights and activations at once; every other field of `Recipe` can be given by its name. The result
     is a module that computes what will be deployed; the network itself is left as it was.
 
-    Weights below 8 bits are rounded by GPTQ where nothing else is said (`reconstruction="none"`). With `"brecq"`,
-    `"adaround"` or `"qdrop"` roundings are learned from the data, which takes minutes and
-    is what pays below 8 bits; with `gptq` they take seconds. `checkpoint` names a file from which it goes on after an
+    Weights are rounded by GPTQ where nothing else is said, in seconds (`reconstruction="none"`: to nearest). With
+    `"brecq"`, `"adaround"` or `"qdrop"` roundings are learned from the data, which takes minutes and pays below 8 bits.
+    `checkpoint` names a file from which it goes on after an
     interruption.
 
     Without data (None) give an `example` of the input, or its shape: batch norm tells ranges and means, and synthetic
