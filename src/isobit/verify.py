@@ -2,6 +2,7 @@
 
 from collections.abc import Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -22,8 +23,14 @@ from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
 
+LOCATED = 8
+"""Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
 CLOSE = 1e-4
 """Relative difference that the float result of a last layer may show where all integers before it are equal."""
+
+
+_Found = dict[tuple[str, bytes], dict[str, np.ndarray]]
+"""What an execution gave at each quantizer, by its name and the inputs."""
 
 
 @dataclass
@@ -39,15 +46,15 @@ class _Tally:
     scale: float = 0.0
     first: Mismatch | None = None
 
-    def add(self, a: np.ndarray, b: np.ndarray) -> bool:
-        """Compare one batch of outputs; returns whether all are equal."""
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Compare one batch of outputs; returns which of them are equal."""
         difference = np.abs(a.astype(np.float64) - b.astype(np.float64)) / (self.step or 1.0)
-        same = int((difference < 0.5).sum() if self.step else (a == b).sum())
-        self.equal, self.total = self.equal + same, self.total + a.size
+        same: np.ndarray = difference < 0.5 if self.step else a == b
+        self.equal, self.total = self.equal + int(same.sum()), self.total + a.size
         if difference.size:
             self.largest = max(self.largest, float(difference.max()))
             self.scale = max(self.scale, float(np.abs(a).max()))
-        return same == a.size
+        return same
 
     def record(self) -> Comparison:
         unit: Literal["steps", "absolute"] = "steps" if self.step else "absolute"
@@ -79,28 +86,50 @@ class _Executions:
         outputs = {"reference": self.reference.run(arrays, keep=()).outputs[0], self.engine.name: engine}
         if self.simulation is not None:
             outputs = {"simulation": first_output(self.simulation(*batch.inputs)).numpy(), **outputs}
+        found: _Found = {}
         for pair, tally in self.tallies.items():
-            if not tally.add(outputs[pair[0]], outputs[pair[1]]) and tally.first is None:
-                tally.first = self.locate(pair, arrays, batch)
+            same = tally.add(*(outputs[name] for name in pair))
+            if not same.all() and tally.first is None:
+                tally.first = self.locate(pair, self.differing(batch, same), found)
         self.samples += batch.size
         if batch.labels is not None:
             self.labelled += batch.size
             for name, y in outputs.items():
                 self.right[name] = self.right.get(name, 0) + int((y.argmax(1) == batch.labels.numpy()).sum())
 
-    def locate(self, pair: tuple[str, str], arrays: list[np.ndarray], batch: Batch) -> Mismatch | None:
-        """The first op, in the order of the file, whose integers differ between two executions."""
-        integers: list[dict[str, np.ndarray]] = []
+    def differing(self, batch: Batch, same: np.ndarray) -> tuple[Tensor, ...]:
+        """The inputs of the first samples with unequal outputs; the whole batch where the file has a fixed size."""
+        if len(same) != batch.size or not self.any_batch:
+            return batch.inputs
+        chosen = torch.from_numpy(np.flatnonzero(~same.reshape(len(same), -1).all(1))[:LOCATED])
+        return tuple(x[chosen] for x in batch.inputs)
+
+    def locate(self, pair: tuple[str, str], inputs: tuple[Tensor, ...], found: _Found) -> Mismatch | None:
+        """The first op, in the order of the file, whose integers differ between two executions.
+
+        `found` keeps what each execution gave for these inputs: two pairs often differ in the same samples.
+        """
+        arrays = [x.numpy() for x in inputs]
+        key = b"".join(x.tobytes() for x in arrays)
         for name in pair:
+            if (name, key) in found:
+                continue
             if name == "reference":
-                integers.append(dict(self.reference.run(arrays).integers))
+                found[name, key] = dict(self.reference.run(arrays).integers)
             elif name == "simulation" and self.simulation is not None:
-                integers.append(simulated_integers(self.simulation, self.path, batch))
+                found[name, key] = simulated_integers(self.simulation, self.path, inputs)
             else:
-                integers.append(self.engine_integers(arrays))
-        if not set(integers[0]) & set(integers[1]):
+                found[name, key] = self.engine_integers(arrays)
+        one, other = (found[name, key] for name in pair)
+        if not set(one) & set(other):
             return None
-        return first_difference(self.path, integers[0], integers[1], self.reference.arithmetic)
+        return first_difference(self.path, one, other, self.reference.arithmetic)
+
+    @cached_property
+    def any_batch(self) -> bool:
+        """Whether the file takes any number of samples."""
+        sizes = [value.type.tensor_type.shape.dim for value in onnx.load(self.path).graph.input]
+        return all(len(dims) and not dims[0].HasField("dim_value") for dims in sizes)
 
     def engine_integers(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
         """The engine's own integers, from a session that returns them. They may change what it fuses."""
@@ -209,7 +238,7 @@ def output_step(path: Path) -> float | None:
     return float(onnx.numpy_helper.to_array(scale)) if scale is not None and not scale.dims else None
 
 
-def simulated_integers(model: nn.Module, path: Path, batch: Batch) -> dict[str, np.ndarray]:
+def simulated_integers(model: nn.Module, path: Path, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     """The integers at every quantizer of the simulation, under the names that the file gives them.
 
     Both list their quantizers in the order in which they run; empty where the file has merged some of them.
@@ -223,7 +252,7 @@ def simulated_integers(model: nn.Module, path: Path, batch: Batch) -> dict[str, 
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, ActivationQuantizer)]
     try:
-        model(*batch.inputs)
+        model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,8 +5,10 @@ from torch import nn
 
 from isobit.core.batches import Data, batches
 from isobit.core.errors import CalibrationError
+from isobit.core.memory import freed_memory_stays
 
 
+@freed_memory_stays()
 def accuracy(model: nn.Module, data: Data) -> tuple[int, int]:
     """Count the samples whose largest logit is the label's: (right, total).
 

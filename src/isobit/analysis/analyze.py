@@ -12,6 +12,7 @@ from isobit.analysis.layers import Layer, quantized_layers
 from isobit.analysis.modes import measured
 from isobit.analysis.noise import Noise
 from isobit.core.batches import Data
+from isobit.core.memory import freed_memory_stays
 from isobit.core.progress import Progress, silent
 from isobit.core.records import LayerRecord
 from isobit.graph.slots import Slot
@@ -31,6 +32,7 @@ class Measurement:
     weights: dict[str, Distribution]
 
 
+@freed_memory_stays()
 def analyze(
     model: fx.GraphModule, data: Data, *, samples: int = 32, isolated: bool = True, progress: Progress = silent
 ) -> tuple[LayerRecord, ...]:
@@ -46,6 +48,7 @@ def analyze(
     return records(model, layers, measure(model, layers, data, samples=samples if isolated else 0, progress=progress))
 
 
+@freed_memory_stays()
 def measure(
     model: fx.GraphModule, layers: tuple[Layer, ...], data: Data, *, samples: int = 32, progress: Progress = silent
 ) -> Measurement:

@@ -21,6 +21,7 @@ from isobit.analysis.layers import quantized_layers
 from isobit.core.batches import Data
 from isobit.core.errors import ArtifactError, CalibrationError, SettingError, UnsupportedError
 from isobit.core.files import write_json
+from isobit.core.memory import freed_memory_stays
 from isobit.core.progress import Progress, silent
 from isobit.core.records import PromiseRecord, StepRecord
 from isobit.graph.names import names
@@ -107,6 +108,7 @@ def metric_of(evaluation: Data | Metric) -> Metric:
     return top_1
 
 
+@freed_memory_stays()
 def keep(
     net: nn.Module,
     data: Data,

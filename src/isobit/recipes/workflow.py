@@ -25,6 +25,7 @@ from isobit.analysis.calibration_data import balanced
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
+from isobit.core.memory import freed_memory_stays
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
@@ -98,6 +99,7 @@ def quantize(
     )
 
 
+@freed_memory_stays()
 def quantize_with(
     net: nn.Module,
     data: Data | None,
@@ -122,6 +124,7 @@ def quantize_with(
     return model
 
 
+@freed_memory_stays()
 def synthesize(
     net: nn.Module,
     example: Example,
@@ -163,6 +166,7 @@ def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], re
     return model
 
 
+@freed_memory_stays()
 def calibrate(model: nn.Module, data: Data, *, progress: Progress = silent) -> None:
     """Give the quantizers of a prepared model their first ranges, from data; raises CalibrationError.
 
@@ -210,6 +214,7 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> 
     return exporter.export(model, path, example=example_of(model), metadata=metadata)
 
 
+@freed_memory_stays()
 def verify(
     path: str | Path,
     model: fx.GraphModule | None = None,
