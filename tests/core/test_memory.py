@@ -15,7 +15,7 @@ from isobit.core.memory import _glibc, freed_memory_stays, keep_freed_memory
 if _glibc() is None:
     sys.exit(3)
 def faults():
-    for _ in range(3):
+    for _ in range(10):
         torch.ones(1 << 24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
