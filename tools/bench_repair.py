@@ -1,6 +1,6 @@
 """MobileNetV2 with one scale per tensor, repaired without training: equalization, bias correction, AdaRound.
 
-    python tools/bench_repair.py [--targets snpe tvm onnxruntime-x86] [--adaround]
+    python tools/bench_repair.py [--targets snpe tvm onnxruntime-x86] [--variants default …]
 
 Batch norm folded, calibrated on every 10th of the ImageNet sample's 500 images, evaluated on the other 450, in
 simulation and on ONNX Runtime; the verdict is over 50 of them. Seconds are those of the whole `isobit.quantize`. Exit
@@ -26,8 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both": {"equalize": True, "bias_correction": True, "reconstruction": "none"},
     "GPTQ": {"equalize": False, "reconstruction": "gptq"},
     "default": {},
+    "both, AdaRound": {"equalize": True, "bias_correction": True, "reconstruction": "adaround"},
 }
-ADAROUND: dict[str, Any] = {"equalize": True, "bias_correction": True, "reconstruction": "adaround"}
+SLOW = "both, AdaRound"  # minutes for each target: only where it is asked for
 BARS = {("snpe", "default"): 402, ("onnxruntime-x86", "default"): 413}
 """Images right of 450 in simulation."""
 COLUMNS = ("target", "repair", "simulation", "onnxruntime", "verdict", "seconds")
@@ -36,7 +37,7 @@ COLUMNS = ("target", "repair", "simulation", "onnxruntime", "verdict", "seconds"
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["snpe", "tvm", "onnxruntime-x86"])
-    parser.add_argument("--adaround", action="store_true", help="AdaRound on top, minutes for each target")
+    parser.add_argument("--variants", nargs="+", default=[v for v in VARIANTS if v != SLOW], choices=VARIANTS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     row = pretrained("mobilenet_v2_folded")
@@ -45,12 +46,11 @@ def main(arguments: list[str]) -> int:
     test, data = list(images.without(calibration)), [x for x, *_ in calibration]
     right, total = accuracy(net, test)
     rows, missed = [("float", "", f"{right}", "", "", "")], []
-    variants = VARIANTS | ({"both, AdaRound": ADAROUND} if options.adaround else {})
     for target in options.targets:
-        for name, settings in variants.items():
+        for name in options.variants:
             say(f"{target}: {name}")
             start = time.perf_counter()
-            model = isobit.quantize(net, data, target=target, **settings)
+            model = isobit.quantize(net, data, target=target, **VARIANTS[name])
             seconds = time.perf_counter() - start
             simulated, engine = accuracy(model, test)[0], deployed(model, test)
             rows.append((target, name, f"{simulated}", f"{engine.right}", engine.verdict, f"{seconds:.1f}"))

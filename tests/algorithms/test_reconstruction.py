@@ -16,7 +16,7 @@ from isobit.algorithms import reconstruction as module
 from isobit.algorithms.activation_cache import ActivationCache, execute
 from isobit.algorithms.calibration import finish
 from isobit.algorithms.fisher import fisher
-from isobit.algorithms.reconstruction import Reconstruction, distance, reconstruct
+from isobit.algorithms.reconstruction import Reconstruction, channel_axis, distance, reconstruct
 from isobit.benchmark.data.digits import read_digits
 from isobit.benchmark.digits_training import train_digits
 from isobit.core.errors import ArtifactError, SettingError, UnsupportedError
@@ -166,7 +166,28 @@ def test_distance_is_a_sum_over_channels_and_a_mean_over_the_rest() -> None:
     for shape, axis in (((5, 3), 1), ((5, 3, 4, 2), 1), ((5, 7, 3), 2)):
         x, y, w = (generator.normal(size=shape) for _ in range(3))
         expected = (w * (x - y) ** 2).sum(axis).mean()
-        assert distance(*map(torch.tensor, (x, y, w))).item() == pytest.approx(expected)
+        assert distance(*map(torch.tensor, (x, y, w)), axis=axis).item() == pytest.approx(expected)
+
+
+class Tokens(nn.Module):
+    """A Conv1d makes channels, a Linear mixes tokens: both results have three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.conv(x).relu().transpose(1, 2))
+        return y
+
+
+def test_channels_are_behind_the_samples_or_last_for_tokens() -> None:
+    model = isobit.prepare(Tokens().eval(), torch.randn(2, 3, 9), target="openvino-cpu", bits=4)
+    conv, linear = segments(model, "layer")
+    assert (conv.layers, linear.layers) == (("conv",), ("linear",))
+    assert channel_axis(model, conv, torch.zeros(2, 4, 7)) == 1
+    assert channel_axis(model, linear, torch.zeros(2, 7, 5)) == 2
+    assert channel_axis(model, linear, torch.zeros(2, 5)) == 1
 
 
 def test_fisher_is_the_squared_gradient_of_the_divergence() -> None:

@@ -180,7 +180,8 @@ def _learn(
         inputs = _mixed(part, exact, rounded, index, settings.quantized, generator)
         result = execute(model, part.nodes, inputs)[part.result]
         target = exact.batch((part.result,), index)[part.result]
-        loss = distance(result, target, None if importance is None else importance[index])
+        weight = None if importance is None else importance[index]
+        loss = distance(result, target, weight, axis=channel_axis(model, part, result))
         progress = iteration / max(settings.iterations - 1, 1)
         if progress >= settings.warm_up:
             beta = annealed(progress, warm_up=settings.warm_up, first=settings.beta[0], last=settings.beta[1])
@@ -192,10 +193,10 @@ def _learn(
         optimizer.step()
 
 
-def distance(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def distance(x: Tensor, target: Tensor, weight: Tensor | None = None, *, axis: int = 1) -> Tensor:
     """Σ over channels of weight (x - target)², the mean over everything else: the loss that λ = 0.01 belongs to.
 
-    Shapes: (n, channels, …), or (n, tokens, channels).
+    Shape: (n, …), with the channels along `axis`.
 
     >>> distance(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)).item()
     3.0
@@ -203,7 +204,13 @@ def distance(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     square = (x - target).square()
     if weight is not None:
         square = square * weight
-    return square.sum(2 if x.dim() == 3 else 1).mean()
+    return square.sum(axis).mean()
+
+
+def channel_axis(model: fx.GraphModule, part: Segment, result: Tensor) -> int:
+    """2 for tokens (n, tokens, channels), 1 for all else: three axes are those of an image's row behind a Conv1d."""
+    rows = any(model.get_parameter(f"{name}.weight").dim() == 3 for name in part.layers)
+    return 2 if result.dim() == 3 and not rows else 1
 
 
 def _mixed(
