@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from isobit.algorithms import RECONSTRUCTIONS
+from isobit.algorithms.post_training import PostTraining
 from isobit.engines import ENGINES
 from isobit.graph.capture import capture
 from isobit.graph.passes import PASSES
@@ -22,8 +24,8 @@ from zoo import small_networks
 ROOT = Path(__file__).parents[2]
 GUIDES = ("tutorial", "training", "ranges", "repair", "without_data")
 PAGES = ("README.md", *(f"docs/{guide}.md" for guide in GUIDES))
-ADDING = ("quantizer", "observer", "target", "engine", "pass")
-TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES)
+ADDING = ("quantizer", "observer", "target", "engine", "pass", "algorithm")
+TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES, RECONSTRUCTIONS)
 
 
 def blocks(page: str, *languages: str) -> list[str]:
@@ -117,6 +119,15 @@ def test_adding_an_engine(tmp_path: Path) -> None:
     engine = run("docs/adding/engine.md")["IntegerEngine"]()
     network = suite.small_network().save(tmp_path / "network.onnx")
     assert through(suite, engine=engine, network=network, tmp_path=tmp_path) >= 8
+
+
+def test_adding_an_algorithm() -> None:
+    from contracts import test_algorithms as suite
+
+    algorithm = PostTraining(reconstruction=run("docs/adding/algorithm.md")["MixedAdaRound"](iterations=40))
+    profile = TARGETS["onnxruntime-x86"].with_bits(weight=4, activation=4)
+    suite.check_not_worse(algorithm, profile)
+    suite.check_repeatable(algorithm, "residual", profile)
 
 
 def test_adding_a_pass() -> None:
