@@ -96,6 +96,7 @@ def test_the_responsible_layers_add_up_and_the_worst_is_first() -> None:
     assert 0.5 < sum(share for _, share in found) <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_weights_alone_of_a_small_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("onnxruntime")
@@ -137,6 +138,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert found["a"]["ms"] == 4.0
 
 
+@pytest.mark.slow
 def test_cost_of_a_small_network(tmp_path: Path) -> None:
     arguments = ("--networks", "digits_resnet", "--shape", "1", "8", "8", "--limit", "8", "--repeat", "1")
     code, found = run("bench_ptq", *arguments, "--only", "isobit min_max", "ort-minmax", out=tmp_path)
