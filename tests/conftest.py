@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,12 @@ def known_operators_are_listed_once() -> Iterator[None]:
             from torch.onnx._internal.exporter import _registration
 
             apis = _registration.onnxscript_apis
-            once = SimpleNamespace(get_torchlib_ops=functools.cache(lambda: apis.get_torchlib_ops()))
-            patch.setattr(_registration, "onnxscript_apis", once)
+
+            @functools.cache
+            def listed() -> Any:
+                return apis.get_torchlib_ops()
+
+            patch.setattr(_registration, "onnxscript_apis", SimpleNamespace(get_torchlib_ops=listed))
         except (ImportError, AttributeError):  # another version of PyTorch: the tests take longer
             pass
         yield
