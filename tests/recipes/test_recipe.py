@@ -167,3 +167,15 @@ def test_only_quantizers_that_do_not_learn_get_weights_with_a_zero_point() -> No
     assert recipe_of(target="onnxruntime-x86", bits=4, method="lsq").profile().weight_scheme(4).symmetric
     settings = {"name": "lsq"}
     assert recipe_of(target="onnxruntime-x86", bits=4, weight_quantizer=settings).profile().weight_scheme(4).symmetric
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-x86", "openvino-cpu"])
+def test_weights_below_8_bits_have_a_zero_point_unless_they_shall_be_symmetric(target: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)).eval()
+    for symmetric in (None, True):
+        settings = {} if symmetric is None else {"symmetric_weights": symmetric}
+        model = isobit.quantize(net, [torch.randn(8, 3, 8, 8)], target=target, bits=4, **settings)
+        (slot,) = (s for s in slots(model) if s.point.startswith("2") and "weight" in s.point)
+        assert bool((slot.quantizer.zero_point != 0).any()) == (symmetric is None)
+    with pytest.raises(SettingError, match="snpe has no groups of weights"):
+        recipe_of(target="snpe", symmetric_weights=True).profile()

@@ -50,7 +50,7 @@ class Recipe:
     `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data; None is `gptq`
     for weights of 8 bits and less where there are data, and `none` rounds to nearest.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
-    with it.
+    with it, nor with a channel's below 8 bits where the target has one.
     """
 
     target: str

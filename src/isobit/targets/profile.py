@@ -92,9 +92,14 @@ class Profile:
         )
 
     def with_groups(self, *, size: int | None = None, symmetric: bool | None = None) -> "Profile":
-        """The same target with weights in groups of that size, without or with zero points; None leaves it as it is."""
+        """The same target with weights in groups of that size, without or with zero points; None leaves it as it is.
+
+        Without groups, `symmetric` weights below 8 bits have no zero point per channel.
+        """
         if size is None and symmetric is None:
             return self
+        if size is None and self.offset_weights:
+            return replace(self, offset_weights=not symmetric)
         if not isinstance(self.weight.granularity, PerGroup):
             raise SettingError(
                 f"{self.name} has no groups of weights: leave group_size and symmetric_weights out, or use a target "
