@@ -39,7 +39,8 @@ def input_columns(layer: nn.Module, x: Tensor, *, every: int = 1) -> Tensor:
         windows = _windows(_spread(layer, x), layer, stride=(1,) * len(layer.stride))
         windows = windows.flip(tuple(range(-len(layer.kernel_size), 0)))
     else:
-        padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        pads = layer._reversed_padding_repeated_twice
+        padded = F.pad(x, pads, mode=mode) if any(pads) else x  # which copies even where it adds nothing
         windows = _windows(padded, layer, stride=layer.stride)
     dims = len(layer.kernel_size)
     windows = windows[(slice(None), slice(None), *(slice(None, None, every) for _ in range(dims)))]
