@@ -242,3 +242,19 @@ def test_data_that_does_not_fit(data: Any, error: Any, says: str, folder: Path) 
     _, path, _ = exported("residual", "onnxruntime-x86", folder)
     with pytest.raises(error, match=says):
         verify(path, None, data, engine=Fake())
+
+
+def test_what_differs_only_in_large_batches_is_located_there(folder: Path) -> None:
+    """Kernels may sum otherwise for other batches, and the samples that differ agree when they run alone."""
+    engine("onnxruntime")
+    model, path, data = exported("residual", "onnxruntime-x86", folder)
+    calls: list[int] = []
+
+    def change(y: np.ndarray) -> np.ndarray:
+        calls.append(len(y))
+        return y if len(y) < len(data[0]) else np.roll(y, 1, axis=1)
+
+    certificate = verify(path, model, [data], engine=Twisted(change))
+    assert min(calls) < len(data[0]), "a few samples are tried first"
+    proof = next(c for c in certificate.comparisons if (c.left, c.right) == ("reference", "twisted"))
+    assert proof.first is not None

@@ -23,9 +23,9 @@ from torch import Tensor, fx
 import isobit
 from bench_output import Table, finish, say
 from bench_targets import Subject, subject
+from deployed import right_in_engine
 from isobit.analysis.accuracy import accuracy
 from isobit.analysis.layer_error import isolated, sensitivity
-from isobit.engines import ENGINES
 from isobit.export import export_float
 from isobit.graph.capture import capture
 from isobit.graph.passes import UnifyGlobalPool
@@ -34,12 +34,6 @@ from isobit.targets import TARGETS
 BARS = {"tensorrt": 404, "onnxruntime-x86": 404}
 """Of 450 right in the engine: what ONNX Runtime's own quantizer reaches with one scale per channel."""
 RIVALS = {"ort-minmax": "quantize_static, per channel", "ort-per-tensor": "quantize_static, per tensor"}
-
-
-def right_in_engine(path: Path, engine: str, data: Iterable[tuple[Tensor, ...]]) -> int:
-    """How many images a file gets right on an engine."""
-    session = ENGINES[engine]().load(path)
-    return sum(int((session.run([x.numpy()])[0].argmax(1) == y.numpy()).sum()) for x, y in data)
 
 
 def responsible(model: fx.GraphModule, data: Iterable[tuple[Tensor, ...]], *, samples: int) -> list[tuple[str, float]]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from isobit.algorithms.activation_cache import ActivationCache, cached_inputs, run_segment, segment_error, slots_of
 from isobit.algorithms.layer_columns import weight_matrix, weight_of_matrix
 from isobit.algorithms.layer_moments import LayerMoments, layer_moments
-from isobit.algorithms.reconstruction_progress import Done, replace_weight, rescale
+from isobit.algorithms.reconstruction_progress import Done, replace_weight, rescale, weight_slot_of
 from isobit.algorithms.row_grid import RowGrid
 from isobit.core.batches import Data
 from isobit.core.errors import SettingError, UnsupportedError
@@ -137,9 +137,7 @@ class Gptq:
         if learned < nearest:
             if factor is not None:
                 grid = QParams(grid.scale * factor.reshape(grid.scale.shape), grid.zero_point, grid.scheme)
-                slot = weight_slot(layer)
-                assert slot is not None
-                rescale(slot, grid.scale)
+                rescale(weight_slot_of(model, name), grid.scale)
             q = weight_of_matrix(layer, rows.integers(found), weight.shape)
             replace_weight(model, name, grid.dequantize(q).to(weight.dtype))
         power = moments.power or 1.0

@@ -61,7 +61,7 @@ class Done:
             for name, scale in held["scales"].items():
                 rescale(_slot(model, name), scale)
             for name, scale in held["weight_scales"].items():
-                rescale(_weight_slot(model, name), scale)
+                rescale(weight_slot_of(model, name), scale)
         return True
 
     def add(self, model: fx.GraphModule, part: Segment, record: SegmentRecord) -> None:
@@ -73,7 +73,7 @@ class Done:
             if isinstance(module, Slot) and isinstance(grid := module.grid(), QParams):
                 scales[name] = grid.scale
         weights = {name: model.get_parameter(f"{name}.weight").detach() for name in part.layers}
-        steps = {name: _weight_slot(model, name).grid() for name in part.layers}
+        steps = {name: weight_slot_of(model, name).grid() for name in part.layers}
         weight_scales = {name: grid.scale for name, grid in steps.items() if isinstance(grid, QParams)}
         held = {"record": asdict(record), "weights": weights, "scales": scales, "weight_scales": weight_scales}
         self._segments.append(held)
@@ -97,7 +97,8 @@ def rescale(slot: Slot, scale: Tensor) -> None:
     slot.quantizer.calibrate(QParams(scale.clone(), grid.zero_point, grid.scheme, grid.codebook))  # type: ignore[operator]
 
 
-def _weight_slot(model: fx.GraphModule, name: str) -> Slot:
+def weight_slot_of(model: fx.GraphModule, name: str) -> Slot:
+    """The slot of a quantized layer's weight, by the layer's name."""
     found = weight_slot(model.get_submodule(name))
     assert found is not None
     return found

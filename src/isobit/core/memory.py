@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
         return False
     with _lock:
         _state["for good"] = True
-        return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+        return _keep(libc)
 
 
 @contextmanager
@@ -45,8 +45,7 @@ def freed_memory_stays() -> Iterator[None]:
     with _lock:
         _state["calls"] += 1
         if _state["calls"] == 1:
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+            _keep(libc)
     try:
         yield
     finally:
@@ -56,6 +55,10 @@ def freed_memory_stays() -> Iterator[None]:
                 for option, value in GIVEN_BACK.items():
                     libc.mallopt(option, value)
                 libc.malloc_trim(0)
+
+
+def _keep(libc: ctypes.CDLL) -> bool:
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def _glibc() -> ctypes.CDLL | None:

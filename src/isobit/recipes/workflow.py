@@ -77,8 +77,7 @@ def quantize(
 
     Weights are rounded by GPTQ where nothing else is said, in seconds (`reconstruction="none"`: to nearest). With
     `"brecq"`, `"adaround"` or `"qdrop"` roundings are learned from the data, which takes minutes and pays below 8 bits.
-    `checkpoint` names a file from which it goes on after an
-    interruption.
+    `checkpoint` names a file from which it goes on after an interruption.
 
     Without data (None) give an `example` of the input, or its shape: batch norm tells ranges and means, and synthetic
     images what it does not. `input_range` are the lowest and highest values that the network takes, (-1, 1), each a
