@@ -8,10 +8,14 @@ import pytest
 
 from integer.graphs import QdqGraph, small_network
 from isobit.core.errors import EngineError
+from isobit.core.litert_file import read_litert, serialized
 from isobit.core.records import Kernel
 from isobit.engines import ENGINES, Engine
-from isobit.engines.base import quantized_tensors, read_model
+from isobit.engines.base import quantized_tensors
 from isobit.engines.instruction_set import instruction_set
+from isobit.export import EXPORTERS
+from isobit.export.litert import translate
+from isobit.integer.files import load_qdq
 
 
 @pytest.fixture(params=sorted(ENGINES))
@@ -23,8 +27,18 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Path:
-    return small_network().save(tmp_path / "network.onnx")
+def network(engine: Engine, tmp_path: Path) -> Path:
+    return save(engine, small_network(), tmp_path / "network")
+
+
+def save(engine: Engine, graph: QdqGraph, path: Path) -> Path:
+    """A graph as a file of the format that an engine takes."""
+    source = graph.save(path.with_suffix(".onnx"))
+    if engine.format == "onnx":
+        return source
+    path = path.with_suffix(".tflite")
+    path.write_bytes(serialized(translate(onnx.load(source), {})))
+    return path
 
 
 def samples(n: int = 2, seed: int = 0) -> np.ndarray:
@@ -32,7 +46,8 @@ def samples(n: int = 2, seed: int = 0) -> np.ndarray:
 
 
 def test_the_table_knows_the_name(engine: Engine) -> None:
-    assert isinstance(engine, ENGINES[engine.name])
+    assert ENGINES[engine.name]() == engine
+    assert engine.format in EXPORTERS
     assert any(c.isdigit() for c in engine.version())
     assert engine.instruction_set() in ("float32", instruction_set(onednn=False), instruction_set())
 
@@ -47,24 +62,25 @@ def test_runs_any_batch_the_same_way(engine: Engine, network: Path) -> None:
     np.testing.assert_array_equal(whole, session.run([x])[0])
 
 
-def test_outputs_lie_on_the_grid_near_the_float_network(engine: Engine, network: Path) -> None:
+def test_outputs_lie_on_the_grid_near_the_float_network(engine: Engine, network: Path, tmp_path: Path) -> None:
     """The float32 simulation of the same file differs by a few steps at most, for any engine."""
     y = engine.load(network).run([samples(8)])[0]
-    reference = ENGINES["fake"]().load(network).run([samples(8)])[0]
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(network).graph.initializer}
-    last = onnx.load(network).graph.node[-1]
+    reference = ENGINES["fake"]().load(save(ENGINES["fake"](), small_network(), tmp_path / "fake")).run([samples(8)])[0]
+    graph = load_qdq(network).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    last = graph.node[-1]
     steps = y / constants[last.input[1]]
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
     assert np.abs(y - reference).max() <= 3.5 * constants[last.input[1]]
 
 
 def test_exposed_tensors_come_after_the_outputs_and_change_nothing(engine: Engine, network: Path) -> None:
-    names = quantized_tensors(read_model(network))
+    names = quantized_tensors(load_qdq(network))
     plain, session = engine.load(network), engine.load(network, expose=names)
     assert session.outputs == (*plain.outputs, *names)
     arrays = session.run([samples()])
     np.testing.assert_array_equal(arrays[0], plain.run([samples()])[0])
-    assert all(a.dtype == np.uint8 for a in arrays[1:])
+    assert all(a.dtype == (np.uint8 if engine.format == "onnx" else np.int8) for a in arrays[1:])
     assert arrays[1].shape == (2, 3, 16, 16)
 
 
@@ -72,21 +88,21 @@ def test_kernels_and_float_islands(engine: Engine, network: Path) -> None:
     session = engine.load(network)
     kernels = session.kernels()
     assert kernels and all(isinstance(k, Kernel) and k.count > 0 for k in kernels)
-    nodes = {n.name: n.op_type for n in onnx.load(network).graph.node}
+    nodes = {n.name: n.op_type for n in load_qdq(network).graph.node}
     islands = session.float_islands()
     if engine.name == "fake":
         assert [nodes[name] for name in islands].count("Conv") == 2
     else:
         assert islands == ()
-        assert any(k.precision in ("uint8", "u8") and "onv" in k.name for k in kernels)
+        assert any(k.precision in ("uint8", "u8", "int8") and "conv" in k.name.lower() for k in kernels)
 
 
 def test_a_float_network_is_all_islands(engine: Engine, tmp_path: Path) -> None:
     g = QdqGraph(0)
     w = g.constant("weight", g.rng.standard_normal((4, 3, 3, 3)).astype(np.float32))
     g.output(g.node("Conv", [g.input("batch", 3, 8, 8), w]))
-    session = engine.load(g.save(tmp_path / "float.onnx"))
-    assert session.float_islands() == (g.nodes[0].name,)
+    session = engine.load(save(engine, g, tmp_path / "float"))
+    assert session.float_islands() in ((g.nodes[0].name,), (g.nodes[0].output[0],))
     assert {k.precision for k in session.kernels()} <= {"float32", "f32"}
 
 
@@ -102,7 +118,7 @@ def test_wrong_inputs(engine: Engine, network: Path) -> None:
 
 def test_files_that_are_none(engine: Engine, network: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no such file"):
-        engine.load(tmp_path / "nothing.onnx")
+        engine.load(tmp_path / f"nothing{network.suffix}")
     whole = network.read_bytes()
     for name, content in {
         "truncated": whole[: len(whole) // 2],
@@ -110,17 +126,23 @@ def test_files_that_are_none(engine: Engine, network: Path, tmp_path: Path) -> N
         "zip": b"PK\x03\x04" + bytes(range(256)),
         "text": b"hello, this is no model\n",
     }.items():
-        path = tmp_path / f"{name}.onnx"
+        path = tmp_path / f"{name}{network.suffix}"
         path.write_bytes(content)
-        with pytest.raises(EngineError, match=r"truncated|not an ONNX file"):
+        with pytest.raises(EngineError, match=r"truncated|not an ONNX file|not a LiteRT file"):
             engine.load(path)
 
 
 def test_an_unknown_op_and_an_unknown_tensor(engine: Engine, network: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no tensor 'nothing' to expose"):
         engine.load(network, expose=["nothing"])
-    model = onnx.load(network)
-    model.graph.node[0].op_type = "Convolve"
-    onnx.save(model, tmp_path / "unknown.onnx")
-    with pytest.raises(EngineError, match=r"unknown\.onnx"):
-        engine.load(tmp_path / "unknown.onnx")
+    unknown = tmp_path / f"unknown{network.suffix}"
+    if engine.format == "onnx":
+        model = onnx.load(network)
+        model.graph.node[0].op_type = "Convolve"
+        onnx.save(model, unknown)
+    else:
+        file = read_litert(network)
+        file.operatorCodes[0].builtinCode = file.operatorCodes[0].deprecatedBuiltinCode = 32
+        unknown.write_bytes(serialized(file))
+    with pytest.raises(EngineError, match=r"unknown\.onnx|has no rule here"):
+        engine.load(unknown)

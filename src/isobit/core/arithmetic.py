@@ -1,6 +1,6 @@
 """Arithmetic: how an engine turns an integer accumulator into the integers of the next tensor, as a value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,17 @@ class FusedScale:
     """QuantizeLinear: rint(fma(x, 255 / (high - low), (-low · 255) / (high - low))), low and high the range's ends."""
 
 
-Quantize = Division | FusedScale
+@dataclass(frozen=True, slots=True)
+class Reciprocal:
+    """QuantizeLinear: rint(x · float32(1 / s)) + z: XNNPACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class HalfAway:
+    """QuantizeLinear: x / s rounded half away from zero, plus z: LiteRT's reference kernels."""
+
+
+Quantize = Division | FusedScale | Reciprocal | HalfAway
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +78,44 @@ class WidenedSum:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedRatios:
+    """Add: (q_a · m_a + q_b · m_b + c) >> k, half up, m = rint(s / s_y · 2^k), the larger m of `bits` + 1 bits.
+
+    c takes off the zero points and adds half. XNNPACK.
+    """
+
+    bits: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedMean:
+    """Average pooling within one format: Σ q / n, half away from zero, of the integers as they are: LiteRT."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountInMultiplier:
+    """Global average: the multiplier m0 · 2^e of s_x / s_y becomes ⌊m0 · 2^k / n⌋ · 2^(e - k), k = ⌊log2 n⌋.
+
+    LiteRT's reference kernels.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftedSum:
+    """Global average: rint(float32(Σ q) · m + b), m = (s_x / s_y) · (1 / n), b = z_y - (z_x · n) · m: XNNPACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusedOffset:
+    """Mul: rint(float32(p · m) + z), the zero point added before rounding: MLAS."""
+
+
+@dataclass(frozen=True, slots=True)
 class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
 
-Add = FusedRatios | WidenedSum | ThroughFloat | ThroughRequantize
+Add = FusedRatios | WidenedSum | FixedRatios | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
 
 
@@ -82,18 +125,27 @@ class Arithmetic:
 
     `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits (x86 before VNNI),
     None where they are not. `average` is the rule of average pooling with a window, `global_average` that of
-    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations.
+    the mean over the whole plane. `matmul` is the rule of products of matrices where it is not `requantize`. `clamps`
+    says that any Relu or Clip behind an op is carried out on its integers; without it, one that cuts off levels stays
+    a float op. `any_rank` says that a product of more than two dimensions takes its bias into the integer sum.
+    `signed` says whether it has integer kernels for signed activations, `twins` that it rewrites those as unsigned
+    ones, 128 higher, first.
     """
 
     requantize: Requantize = FloatMultiplier()
     quantize: Quantize = Division()
     add: Add = FusedRatios()
-    global_average: Rescale = ThroughRequantize()
-    average: Rescale = ThroughFloat()
+    multiply: FusedOffset | ThroughRequantize = FusedOffset()
+    matmul: Requantize | None = None
+    global_average: Rescale | CountInMultiplier | ShiftedSum = ThroughRequantize()
+    average: Rescale | RoundedMean = ThroughFloat()
     concat: Rescale = ThroughFloat()
     accumulator_bits: int = 32
     pair_bits: int | None = None
+    clamps: bool = False
+    any_rank: bool = False
     signed: bool = True
+    twins: bool = True
 
 
 FLOAT32 = Arithmetic()
@@ -102,28 +154,52 @@ FLOAT32 = Arithmetic()
 FLOAT32_PAIRS = Arithmetic(pair_bits=16)
 """The same before VNNI (AVX2, AVX512): sums of pairs can saturate."""
 
-GEMMLOWP = Arithmetic(
-    requantize=FixedPoint(), add=WidenedSum(), average=ThroughRequantize(), concat=ThroughRequantize()
-)
-"""gemmlowp and the reference kernels of TensorFlow Lite."""
-
-FIXED_POINT = Arithmetic(
-    requantize=FixedPoint(double_rounding=False),
-    add=WidenedSum(),
+_INTEGERS = Arithmetic(
+    multiply=ThroughRequantize(),
     average=ThroughRequantize(),
     concat=ThroughRequantize(),
+    clamps=True,
+    twins=False,
 )
+
+GEMMLOWP = replace(_INTEGERS, requantize=FixedPoint(), add=WidenedSum())
+"""gemmlowp: multipliers of 31 bits, rounded twice."""
+
+FIXED_POINT = replace(_INTEGERS, requantize=FixedPoint(double_rounding=False), add=WidenedSum())
 """A fixed-point multiplier that rounds once."""
 
-SHIFT = Arithmetic(requantize=Shift(), add=ThroughRequantize(), average=ThroughRequantize(), concat=ThroughRequantize())
+SHIFT = replace(_INTEGERS, requantize=Shift(), add=ThroughRequantize())
 """Scales that are powers of two: nothing but shifts."""
+
+XNNPACK = replace(
+    _INTEGERS,
+    quantize=Reciprocal(),
+    add=FixedRatios(),
+    global_average=ShiftedSum(),
+    average=RoundedMean(),
+    any_rank=True,
+)
+"""LiteRT's default on CPUs, and ExecuTorch's: float multipliers, but for Add. Measured: no mismatch."""
+
+LITERT_REFERENCE = replace(
+    GEMMLOWP,
+    quantize=HalfAway(),
+    matmul=FixedPoint(double_rounding=False),
+    global_average=CountInMultiplier(),
+    average=RoundedMean(),
+    any_rank=True,
+)
+"""LiteRT's reference kernels. Measured: no mismatch."""
 
 OPENVINO = Arithmetic(
     requantize=ThroughFloat(),
     quantize=FusedScale(),
     add=ThroughFloat(),
     global_average=ThroughFloat(),
+    multiply=ThroughRequantize(),
     concat=ThroughFloat(),
+    clamps=True,
+    twins=False,
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
 and without Relu); a step in 2 to 4 of a million where a convolution takes a residual, in 20 of a million in an Add of

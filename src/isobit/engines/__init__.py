@@ -1,14 +1,19 @@
 """Engines: they run an exported file and say which kernels ran."""
 
+from collections.abc import Callable
+
 from isobit.engines.base import Engine, Session
 from isobit.engines.fake import Fake
+from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino
 
-ENGINES: dict[str, type[Engine]] = {
+ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "litert": LiteRt,
+    "litert-reference": reference_kernels,
     "fake": Fake,
 }
 
-__all__ = ["ENGINES", "Engine", "Fake", "OnnxRuntime", "OpenVino", "Session"]
+__all__ = ["ENGINES", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]

@@ -49,6 +49,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """Its key in `ENGINES`."""
 
+    @property
+    def format(self) -> str:
+        """The files that it takes: the key of an exporter, `onnx` or `litert`."""
+
     def missing(self) -> str:
         """Empty when the engine can be used here; else why not, and the command that installs it."""
 
@@ -63,7 +67,7 @@ class Engine(Protocol):
         """The rules by which it computes with integers: what the integer reference follows."""
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> Session:
-        """Load the ONNX file `path`. `expose` names inner tensors to return after the outputs.
+        """Load the file `path`. `expose` names inner tensors to return after the outputs.
 
         Raises MissingExtraError, or EngineError for a truncated, foreign or refused file.
         """

@@ -27,6 +27,11 @@ class Fake:
         """See Engine."""
         return "fake"
 
+    @property
+    def format(self) -> str:
+        """See Engine."""
+        return "onnx"
+
     def missing(self) -> str:
         """It needs nothing but onnx, which isobit depends on."""
         return ""

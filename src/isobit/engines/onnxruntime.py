@@ -34,6 +34,11 @@ class OnnxRuntime:
         """See Engine."""
         return "onnxruntime"
 
+    @property
+    def format(self) -> str:
+        """See Engine."""
+        return "onnx"
+
     def missing(self) -> str:
         """See Engine."""
         return "" if importlib.util.find_spec("onnxruntime") else str(MissingExtraError("ONNX Runtime", "onnxruntime"))

@@ -36,6 +36,11 @@ class OpenVino:
         """See Engine."""
         return "openvino"
 
+    @property
+    def format(self) -> str:
+        """See Engine."""
+        return "onnx"
+
     def missing(self) -> str:
         """See Engine."""
         return "" if importlib.util.find_spec("openvino") else str(MissingExtraError("OpenVINO", "openvino"))

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from isobit.core.arithmetic import FLOAT32, Arithmetic, FloatMultiplier
+from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
@@ -132,7 +132,7 @@ class Reference:
     def _fused(self, step: Step, env: dict[str, Value]) -> Tensor:
         assert step.output is not None
         kernel, operands = kernels.KERNELS[step.node.op], self._operands(step, env)
-        if step.output.signed and isinstance(self.arithmetic.requantize, FloatMultiplier):
+        if step.output.signed and self.arithmetic.twins:
             # ONNX Runtime rewrites int8 activations as uint8 first; where a kernel adds the zero point in float32,
             # as Add and Mul do, this decides ties.
             unsigned = [x.twin if isinstance(x, Quantized) else x for x in operands]

@@ -52,8 +52,8 @@ def gemm(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic)
     x, w = _activation(operands[0]), _weight(operands[1])
     acc = _matrix_product(x, w, operands[2] if len(operands) > 2 else None, turned=bool(node.attributes.get("transB")))
     scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
-    factor = multiplier(arithmetic.requantize, scale, w.scale, output.scale)
-    return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
+    rule = arithmetic.matmul or arithmetic.requantize
+    return requantize(acc, torch.from_numpy(multiplier(rule, scale, w.scale, output.scale)), rule, output)
 
 
 def matmul(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:

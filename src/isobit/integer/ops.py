@@ -9,16 +9,30 @@ from torch import Tensor
 
 from isobit.core.arithmetic import (
     Arithmetic,
+    CountInMultiplier,
     FixedPoint,
+    FixedRatios,
     FloatMultiplier,
+    FusedOffset,
     FusedRatios,
+    RoundedMean,
     Shift,
+    ShiftedSum,
     ThroughFloat,
     ThroughRequantize,
     WidenedSum,
 )
 from isobit.core.errors import UnsupportedError
-from isobit.integer.requantize import fixed_point, multiplier, quantize, requantize, shift
+from isobit.integer.requantize import (
+    fixed_point,
+    half_away,
+    mantissa_and_exponent,
+    multiplier,
+    quantize,
+    requantize,
+    scaled,
+    shift,
+)
 from isobit.integer.values import Format, Quantized
 from isobit.integer.windows import Window, window_counts, window_sums
 
@@ -43,6 +57,8 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
             return quantize(a.floats + b.floats, output)
         case WidenedSum(bits=bits):
             return _add_widened(a, b, output, arithmetic, bits)
+        case FixedRatios(bits=bits):
+            return _add_fixed(a, b, output, bits)
         case ThroughRequantize():
             if not isinstance(arithmetic.requantize, Shift):
                 return quantize(a.floats + b.floats, output)
@@ -53,30 +69,42 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
 
 
 def multiply(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
-    """Elementwise product. MLAS: rint(float32(p · m) + z) with m = float32(float32(s_a · s_b) / s_y)."""
+    """Elementwise product; the multiplier is that of s_a · s_b / s_y."""
     product = a.centred * b.centred  # below 2^17: exact
     factor = multiplier(arithmetic.requantize, a.format.scale, np.asarray(b.format.scale), output.scale)
-    if isinstance(arithmetic.requantize, FloatMultiplier):
+    if isinstance(arithmetic.multiply, FusedOffset):
         return (product * float(factor) + output.zero_point).round_().clamp_(output.low, output.high)
     return requantize(product, torch.from_numpy(factor), arithmetic.requantize, output)
 
 
 def global_average(x: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
-    """Mean over the plane. MLAS: rint(float32(sum (q - z)) · m) + z_y, m = float32(s_x / float32(s_y · n))."""
+    """Mean over the plane. MLAS: rint(float32(Σ (q - z)) · m) + z_y, m = float32(s_x / float32(s_y · n))."""
     axes = tuple(range(2, x.q.dim()))
     count = int(np.prod(x.q.shape[2:]))
     if isinstance(arithmetic.global_average, ThroughFloat):
         return quantize(x.floats.mean(axes, keepdim=True), output)
-    total = x.q.sum(axes, keepdim=True, dtype=torch.float64) - x.format.zero_point * count
+    raw = x.q.sum(axes, keepdim=True, dtype=torch.float64)
+    if isinstance(arithmetic.global_average, ShiftedSum):
+        ratio = np.float32(x.format.scale) / np.float32(output.scale) * (np.float32(1) / np.float32(count))
+        offset = np.float32(output.zero_point) - np.float32(x.format.zero_point) * np.float32(count) * ratio
+        return (raw.float() * float(ratio) + float(offset)).round_().clamp_(output.low, output.high)
+    total = raw - x.format.zero_point * count
     if isinstance(arithmetic.requantize, FloatMultiplier):
         factor = np.float32(x.format.scale) / (np.float32(output.scale) * np.float32(count))
         return requantize(total, torch.tensor(factor), arithmetic.requantize, output)
+    if isinstance(arithmetic.global_average, CountInMultiplier):
+        q = _counted_mean(total.to(torch.int64), _factor(arithmetic, x, output), count)
+        return q.add_(output.zero_point).clamp_(output.low, output.high).float()
     return requantize(total, _factor(arithmetic, x, output) / count, arithmetic.requantize, output)
 
 
 def average(x: Quantized, window: Window, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Mean over a window. ONNX Runtime dequantizes, adds float32 in row order, divides, and rounds v / s + z."""
     counts = window_counts(x.q.shape, window)
+    if isinstance(arithmetic.average, RoundedMean):
+        if x.format != output:
+            raise UnsupportedError("this arithmetic has average pooling within one scale and zero point alone")
+        return half_away(window_sums(x.q.double(), window) / counts.double()).float()
     if isinstance(arithmetic.average, ThroughFloat):
         mean = window_sums(x.floats, window) / counts
         v = mean / float(output.scale) + output.zero_point
@@ -182,6 +210,22 @@ def _add_widened(a: Quantized, b: Quantized, output: Format, arithmetic: Arithme
     factor = torch.tensor(twice / (2.0**bits * float(output.scale)), dtype=torch.float64)
     v = fixed_point(total, factor, double_rounding=double) + output.zero_point
     return v.clamp(output.low, output.high).float()
+
+
+def _add_fixed(a: Quantized, b: Quantized, output: Format, bits: int) -> Tensor:
+    ratios = [np.float32(x.format.scale) / np.float32(output.scale) for x in (a, b)]
+    places = bits - int(np.frexp(max(ratios))[1]) + 1
+    total = torch.tensor(1 << (places - 1), dtype=torch.int64)
+    for x, ratio in zip((a, b), ratios, strict=True):
+        total = total + x.centred.to(torch.int64) * int(np.rint(np.ldexp(np.float64(ratio), places)))
+    return ((total >> places) + output.zero_point).clamp_(output.low, output.high).float()
+
+
+def _counted_mean(total: Tensor, factor: Tensor, count: int) -> Tensor:
+    """total · factor / count, with the count divided out of the fixed-point multiplier."""
+    m, e = mantissa_and_exponent(factor)
+    places = min(count.bit_length() - 1, 32, 31 + int(e))
+    return scaled(total, (m << places) // count, e - places)
 
 
 def _factor(arithmetic: Arithmetic, x: Quantized, output: Format) -> Tensor:

@@ -74,6 +74,9 @@ class Plan:
         self._done: set[int] = set()
         self.steps: list[Step] = []
         for node in graph.nodes:
+            if node.op == "DequantizeLinear" and node.inputs[0] in graph.constants:
+                self._dequantize(node)  # a bias may stand behind the product that takes it in
+        for node in graph.nodes:
             if id(node) not in self._done:
                 self.steps.append(self._step(node))
 
@@ -216,9 +219,10 @@ class Plan:
         return [f for name in names if (f := self.format(name)) is not None]
 
     def _matrix_bias(self, node: Node) -> tuple[Node, str] | None:
-        """MatMul of matrices followed by the addition of an int32 bias is a Gemm; of more dimensions it is not."""
+        """MatMul of matrices, then the addition of an int32 bias, is a Gemm; of more dimensions on some engines."""
         adding = self.graph.only_reader(node.outputs[0])
-        if adding is None or adding.op != "Add" or self.graph.rank(node.inputs[0]) != 2:
+        matrices = self.graph.rank(node.inputs[0]) == 2 or self.arithmetic.any_rank
+        if adding is None or adding.op != "Add" or not matrices:
             return None
         other = next((n for n in adding.inputs if n != node.outputs[0]), "")
         bias = self.weight(other)
@@ -268,7 +272,7 @@ class Plan:
             for value, end in ((low, output.low), (high, output.high))
         ]
         redundant = levels[0] <= output.low and levels[1] >= output.high
-        if redundant or not isinstance(self.arithmetic.requantize, FloatMultiplier):
+        if redundant or self.arithmetic.clamps:
             return levels[0], levels[1]
         return None
 

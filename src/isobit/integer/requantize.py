@@ -9,7 +9,9 @@ from isobit.core.arithmetic import (
     FixedPoint,
     FloatMultiplier,
     FusedScale,
+    HalfAway,
     Quantize,
+    Reciprocal,
     Requantize,
     Shift,
     ThroughFloat,
@@ -57,11 +59,21 @@ def fixed_point(acc: Tensor, factor: Tensor, *, double_rounding: bool) -> Tensor
     RoundingDivideByPOT (half away from zero); a left shift, where e > 0, comes first. Single rounding adds half
     and shifts once.
     """
+    m, e = mantissa_and_exponent(factor)
+    return scaled(_as_int64(acc), m, e, double_rounding=double_rounding)
+
+
+def mantissa_and_exponent(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """m and e of factor = m · 2^(e - 31), 2^30 <= m < 2^31; int64. Below 2^-32, a dead channel, m is 0."""
     mantissa, exponent = torch.frexp(factor.to(torch.float64))
     m = (mantissa * 2.0**31).round().to(torch.int64)
     e = exponent.to(torch.int64) + (m == 1 << 31)
     m = torch.where(m == 1 << 31, m >> 1, m)
-    acc = _as_int64(acc)
+    return torch.where(e < -31, 0, m), torch.where(e < -31, 0, e)
+
+
+def scaled(acc: Tensor, m: Tensor, e: Tensor, *, double_rounding: bool = True) -> Tensor:
+    """acc · m · 2^(e - 31), rounded as `fixed_point` says; int64."""
     if not double_rounding:
         right = 31 - e
         if int(right.min()) < 1 or int(right.max()) > 62:
@@ -95,9 +107,18 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
         slope, offset = np.float32(steps / width), np.float32(np.float32(-low * steps) / width)
         v = (x.double() * float(slope) + float(offset)).float()
         return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
-    v = x.to(torch.float32) / float(output.scale)
+    x = x.to(torch.float32)
+    v = x * float(np.float32(1) / output.scale) if isinstance(rule, Reciprocal) else x / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    return v.clamp_(output.low - output.zero_point, output.high - output.zero_point).round_().add_(output.zero_point)
+    v = v.clamp_(output.low - output.zero_point, output.high - output.zero_point)
+    v = half_away(v) if isinstance(rule, HalfAway) else v.round_()
+    return v.add_(output.zero_point)
+
+
+def half_away(v: Tensor) -> Tensor:
+    """Rounded to the nearest integer, ties away from zero. Exact for |v| < 2^22, where v + 1/2 has a float32."""
+    whole = v.trunc()
+    return whole + v.sign() * ((v - whole).abs() >= 0.5)
 
 
 def wrap32(acc: Tensor) -> Tensor:
