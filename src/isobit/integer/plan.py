@@ -13,7 +13,7 @@ import numpy as np
 from isobit.core.arithmetic import Arithmetic, FloatMultiplier, ThroughFloat
 from isobit.core.errors import UnsupportedError
 from isobit.integer.low_bit import dequantized_blocks
-from isobit.integer.model import Graph, Node
+from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.values import Constant, Format
 
 TRAVELS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
@@ -75,7 +75,8 @@ class Plan:
         self.steps: list[Step] = []
         for node in graph.nodes:
             if id(node) not in self._done:
-                self.steps.append(self._step(node))
+                with described_by(node):
+                    self.steps.append(self._step(node))
 
     def weight(self, tensor: str) -> Constant | None:
         """The integers behind `tensor`, where it is a dequantized initializer."""

@@ -233,7 +233,7 @@ def verify(
 
 def _engine_of(path: Path) -> Engine:
     """The first installed engine of the target that the file was written for."""
-    target = look_up("target", TARGETS, read_metadata(path)["isobit.target"])
+    target = look_up("target", TARGETS, read_metadata(path).get("isobit.target", ""))
     engines = [ENGINES[name]() for name in target.engines]
     usable = next((e for e in engines if not e.missing()), None)
     if usable is None:
