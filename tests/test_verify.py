@@ -213,8 +213,9 @@ def test_files_that_are_not_ours(folder: Path, tmp_path: Path) -> None:
     foreign = onnx.load(path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
+    model, _, data = exported("residual", "onnxruntime-x86", folder)
     with pytest.raises(ArtifactError, match="was not written by isobit"):
-        verify(tmp_path / "foreign.onnx", None, None, engine=Fake())
+        verify(tmp_path / "foreign.onnx", model, [data], engine=Fake())
 
 
 def test_a_file_of_another_model(folder: Path) -> None:

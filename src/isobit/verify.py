@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.analysis.referee import check_judgeable, judge
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
@@ -167,12 +168,17 @@ def verify(
     quantizers. The verdict compares the integer reference with the engine: *exact* (all outputs equal),
     *bounded* (they differ, the first op by one step, and the cause is named) or *broken*.
 
-    Raises ArtifactError for a file that is truncated, foreign, or not of this model, EngineError where the
+    A file that others made (QDQ) gets findings too: which ops ran in float or not as it says, and what to change.
+
+    Raises ArtifactError for a file that is truncated, hostile, float, or not of this model, EngineError where the
     engine is missing or refuses it, CalibrationError for unusable data.
     """
     path = Path(path)
     file = read_onnx(path)
-    metadata = _metadata(path, file)
+    metadata = _metadata(file)
+    if not metadata:
+        _check_foreign(file, path, model)
+    data = random_inputs(file) if data is None else data
     deployed = None if model is None else _deployed(path, model, metadata)
     reference = Reference(file, engine.arithmetic)
     runs = _Executions(path, file, engine, deployed, reference, engine.load(path))
@@ -181,13 +187,22 @@ def verify(
     if deployed is not None:
         pairs += [("simulation", "reference"), ("simulation", engine.name)]
     runs.tallies = {pair: _Tally(*pair, step=step) for pair in pairs}
-    data = random_inputs(file) if data is None else data
     total = len(data) if isinstance(data, Sized) else None
     with torch.inference_mode():
         for done, batch in enumerate(batches(data, name="verification data"), start=1):
             runs.see(batch)
             progress("verifying", done, total)
     return _certificate(runs, metadata, latency)
+
+
+def _check_foreign(file: onnx.ModelProto, path: Path, model: fx.GraphModule | None) -> None:
+    """Raise where a file without isobit's metadata cannot be judged, or a simulation is said to belong to it."""
+    if model is not None:
+        raise ArtifactError(
+            f"{path} was not written by isobit: it carries no isobit metadata, so it is not this model's. Export the "
+            "model with isobit.export, or verify the file without a model"
+        )
+    check_judgeable(file, path)
 
 
 def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx.GraphModule:
@@ -240,18 +255,13 @@ def _constants(file: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What isobit stored in a file; raises ArtifactError for one that is missing, truncated or foreign."""
-    return _metadata(path, read_onnx(path))
+    """What isobit stored in a file, nothing for one that others made; raises ArtifactError where it cannot be read."""
+    return _metadata(read_onnx(path))
 
 
-def _metadata(path: Path, file: onnx.ModelProto) -> dict[str, str]:
+def _metadata(file: onnx.ModelProto) -> dict[str, str]:
     found = {entry.key: entry.value for entry in file.metadata_props}
-    if "isobit.integers_sha256" not in found:
-        raise ArtifactError(
-            f"{path} was not written by isobit: it carries no isobit metadata, so nothing says what it should compute. "
-            "Export the model with isobit.export"
-        )
-    return found
+    return found if "isobit.integers_sha256" in found else {}
 
 
 def output_step(file: onnx.ModelProto) -> float | None:
@@ -295,8 +305,9 @@ def first_output(y: object) -> Tensor:
 
 
 def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Latency, ...]) -> Certificate:
-    verdict, cause = _verdict(runs)
-    engine = runs.engine
+    engine, islands = runs.engine, runs.session.float_islands()
+    findings = () if metadata else judge(runs.file, engine.arithmetic, engine=engine.name, islands=islands)
+    verdict, cause = _verdict(runs, next((f.problem for f in findings if f.drops_rounding), ""))
     return Certificate(
         file=runs.path.name,
         sha256=sha256_of_file(runs.path),
@@ -310,21 +321,24 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         comparisons=tuple(t.record() for t in runs.tallies.values()),
         accuracy=tuple(Accuracy(execution=k, right=v, total=runs.labelled) for k, v in runs.right.items()),
         kernels=runs.session.kernels(),
-        float_islands=runs.session.float_islands(),
+        float_islands=islands,
+        findings=findings,
         risks=overflow_risks(runs.file, engine.arithmetic),
         latency=latency,
-        integers_sha256=metadata["isobit.integers_sha256"],
+        integers_sha256=metadata.get("isobit.integers_sha256", ""),
         versions={name: version(name) for name in ("isobit", "torch", "onnx")},
     )
 
 
-def _verdict(runs: _Executions) -> tuple[Verdict, str]:
-    """The verdict on reference = engine, and the cause where they differ."""
+def _verdict(runs: _Executions, known: str) -> tuple[Verdict, str]:
+    """The verdict on reference = engine, and the cause where they differ; `known` is one that a finding names."""
     tally = runs.tallies["reference", runs.engine.name]
     if tally.equal == tally.total:
         return "exact", ""
     floats = runs.reference.float_ops
     if tally.first is None:
+        if known:  # returning the inner tensors keeps the engine from fusing, so no op is seen to differ
+            return ("bounded" if tally.largest <= _limit(tally) else "broken"), known
         if tally.step is None and tally.largest <= CLOSE * max(tally.scale, 1e-30):
             return "bounded", _float_cause(runs)
         if runs.reference.rounded_inputs:

@@ -82,7 +82,8 @@ class Arithmetic:
 
     `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits (x86 before VNNI),
     None where they are not. `average` is the rule of average pooling with a window, `global_average` that of
-    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations.
+    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations,
+    `adds_in_convolution` whether a convolution takes the Add behind it and drops the rounding between the two.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -94,6 +95,7 @@ class Arithmetic:
     accumulator_bits: int = 32
     pair_bits: int | None = None
     signed: bool = True
+    adds_in_convolution: bool = False
 
 
 FLOAT32 = Arithmetic()
@@ -124,6 +126,7 @@ OPENVINO = Arithmetic(
     add=ThroughFloat(),
     global_average=ThroughFloat(),
     concat=ThroughFloat(),
+    adds_in_convolution=True,
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
 and without Relu); a step in 2 to 4 of a million where a convolution takes a residual, in 20 of a million in an Add of

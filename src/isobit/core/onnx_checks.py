@@ -12,7 +12,10 @@ from isobit.core.errors import ArtifactError
 DIMENSION = (1 << 31) - 1
 """A size at most: engines count in 32 bits here and there."""
 
-NODES = 1_000_000
+RANK = 32
+"""Dimensions of a tensor at most; numpy has 64."""
+
+NODES = 200_000
 """Ops of a graph at most, functions inlined."""
 
 _WIDTHS = {
@@ -53,6 +56,8 @@ def check_tensor(tensor: TensorProto) -> None:
         raise ArtifactError(f"the tensor {name} has the unknown type {tensor.data_type}")
     if (wrong := next((size for size in tensor.dims if not 0 <= size <= DIMENSION), None)) is not None:
         raise ArtifactError(f"the tensor {name} has the size {wrong}")
+    if len(tensor.dims) > RANK:
+        raise ArtifactError(f"the tensor {name} has {len(tensor.dims)} dimensions, {RANK} are allowed")
     count = prod(tensor.dims)
     stored = [field for field in _STORED if len(getattr(tensor, field))]
     if tensor.data_type == TensorProto.STRING:
@@ -137,25 +142,23 @@ def check_quantizers(graph: onnx.GraphProto) -> None:
         if node.op_type == "Constant" and (value := next((a for a in node.attribute if a.name == "value"), None)):
             constants[node.output[0]] = value.t
     for node in graph.node:
-        for data, scale, zero_point in _quantizer_inputs(node):
+        for scale, zero_point in _quantizer_inputs(node):
             if scale in constants:
                 _check_scale(node, constants[scale])
-                if data in constants and node.op_type == "DequantizeLinear":
-                    _check_axis(node, constants[data], constants[scale])
                 if zero_point in constants:
                     _check_zero_point(node, constants[zero_point], constants[scale])
 
 
-def _quantizer_inputs(node: onnx.NodeProto) -> list[tuple[str, str, str]]:
-    """The names (data, scale, zero point) of every quantizer in a node."""
+def _quantizer_inputs(node: onnx.NodeProto) -> list[tuple[str, str]]:
+    """The names (scale, zero point) of every quantizer in a node."""
     names = [*node.input, *[""] * 9]
     match node.op_type:
         case "QuantizeLinear" | "DequantizeLinear":
-            return [(names[0], names[1], names[2])]
+            return [(names[1], names[2])]
         case "QLinearConv" | "QLinearMatMul":
-            return [(names[0], names[1], names[2]), (names[3], names[4], names[5]), ("", names[6], names[7])]
+            return [(names[1], names[2]), (names[4], names[5]), (names[6], names[7])]
         case "QLinearAdd" | "QLinearMul" | "QGemm":
-            return [(names[0], names[1], names[2]), (names[3], names[4], names[5])]
+            return [(names[1], names[2]), (names[4], names[5])]
         case _:
             return []
 
@@ -164,6 +167,8 @@ def _check_scale(node: onnx.NodeProto, scale: TensorProto) -> None:
     if scale.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
         return
     values = numpy_helper.to_array(scale).astype(np.float64).reshape(-1)
+    if not values.size:
+        raise ArtifactError(f"{node.name} ({node.op_type}) has no scale in {scale.name}, a tensor without numbers")
     wrong = values[~(np.isfinite(values) & (values > 0))]
     if wrong.size:
         raise ArtifactError(
@@ -176,17 +181,6 @@ def _check_zero_point(node: onnx.NodeProto, zero_point: TensorProto, scale: Tens
         raise ArtifactError(
             f"{node.name} ({node.op_type}) has {prod(scale.dims):,} scales and {prod(zero_point.dims):,} zero points"
         )
-
-
-def _check_axis(node: onnx.NodeProto, data: TensorProto, scale: TensorProto) -> None:
-    """One scale for each slice of a weight along the axis."""
-    attributes = {a.name: a.i for a in node.attribute}
-    if len(scale.dims) != 1 or scale.dims[0] == 1 or attributes.get("block_size", 0):
-        return
-    axis, rank = attributes.get("axis", 1), len(data.dims)
-    if not -rank <= axis < rank or data.dims[axis] != scale.dims[0]:
-        size = f"a tensor of {_shown(data.dims)}"
-        raise ArtifactError(f"{node.name} (DequantizeLinear) has {scale.dims[0]:,} scales along axis {axis} of {size}")
 
 
 def _shown(dims: Sequence[int]) -> str:

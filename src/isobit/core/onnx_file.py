@@ -17,6 +17,12 @@ from isobit.core.protobuf_wire import check_wire
 LARGEST = (1 << 31) - 1
 """Bytes of a file with its external data: a message of protobuf, as which engines take it, holds no more."""
 
+LISTED = 200_000
+"""Ops, constants, inputs or inner tensors of a graph at most."""
+
+NEWEST = 1000
+"""Version of a domain of ops at most; an engine may look through all that lie below."""
+
 
 def read_onnx(path: Path | str) -> onnx.ModelProto:
     """Read an ONNX file and all data that it refers to; local functions are inlined.
@@ -55,13 +61,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _checked(model: onnx.ModelProto, folder: Path, room: int) -> onnx.ModelProto:
-    if model.training_info:
-        raise UnsupportedError("it holds graphs for training. Export it for inference")
-    for owner in (model.graph, *model.functions):
-        for node in owner.node:
-            _check_node(node)
-    if model.graph.sparse_initializer:
-        raise UnsupportedError("it holds sparse initializers. Store them as ordinary tensors")
+    _check_lists(model)
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             room -= _load_external(tensor, folder, room)
@@ -77,6 +77,27 @@ def _checked(model: onnx.ModelProto, folder: Path, room: int) -> onnx.ModelProto
     check_quantizers(model.graph)
     check_sizes(model)
     return model
+
+
+def _check_lists(model: onnx.ModelProto) -> None:
+    """Refuse what no engine runs, and lists so long that looking through them takes minutes."""
+    if model.training_info:
+        raise UnsupportedError("it holds graphs for training. Export it for inference")
+    for opset in model.opset_import:
+        newest = onnx.defs.onnx_opset_version() if opset.domain in ("", "ai.onnx") else NEWEST
+        if not 0 < opset.version <= newest:
+            raise ArtifactError(
+                f"it asks for version {opset.version} of the ops of {opset.domain or 'ONNX'}, the newest known is "
+                f"{newest}"
+            )
+    for field in ("node", "initializer", "value_info", "input", "output"):
+        if len(getattr(model.graph, field)) > LISTED:
+            raise ArtifactError(f"its graph lists more than {LISTED:,} of the kind {field}")
+    for owner in (model.graph, *model.functions):
+        for node in owner.node:
+            _check_node(node)
+    if model.graph.sparse_initializer:
+        raise UnsupportedError("it holds sparse initializers. Store them as ordinary tensors")
 
 
 def _check_node(node: onnx.NodeProto) -> None:
@@ -190,10 +211,11 @@ def _read_part(path: Path, offset: int, length: int, name: str) -> bytes:
         raise ArtifactError(
             f"the file {path.name!r} with the data of {name} cannot be read: {error.strerror}"
         ) from error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise ArtifactError(f"the external data of {name}, {path.name!r}, is no ordinary file")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ArtifactError(f"the external data of {name}, {path.name!r}, is no ordinary file")
         if offset + length > found.st_size:
             raise ArtifactError(
                 f"the tensor {name} needs the bytes {offset:,} to {offset + length:,} of {path.name!r}, which has "

@@ -41,6 +41,7 @@ def check_sizes(model: ModelProto) -> None:
             if name in shapes:
                 _check_shape(node.name, node.op_type, *shapes[name])
         _check_work(node, shapes)
+        _check_channels(node, shapes)
 
 
 def _check_values(graph: GraphProto) -> None:
@@ -52,8 +53,9 @@ def _check_values(graph: GraphProto) -> None:
         tensor = value.type.tensor_type
         if tensor.elem_type not in BITS and (value.name not in constants) and tensor.elem_type:
             raise ArtifactError(f"{value.name} has the element type {tensor.elem_type}, which is no number")
-        if any(d.HasField("dim_value") and not 0 <= d.dim_value <= DIMENSION for d in tensor.shape.dim):
-            raise ArtifactError(f"{value.name} has the size {min(d.dim_value for d in tensor.shape.dim)}")
+        wrong = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value") and not 0 <= d.dim_value <= DIMENSION]
+        if wrong:
+            raise ArtifactError(f"{value.name} has the size {wrong[0]}")
     if any(not v.type.tensor_type.elem_type or not v.type.tensor_type.HasField("shape") for v in graph.input):
         raise ArtifactError("an input has no type or shape")
     names = [v.name for v in graph.output]
@@ -116,4 +118,20 @@ def _check_work(node: onnx.NodeProto, shapes: dict[str, tuple[list[int], int]]) 
         raise ArtifactError(
             f"{node.name} ({node.op_type}) needs {results * each:.0e} products for one sample, {PRODUCTS:.0e} are "
             "allowed"
+        )
+
+
+def _check_channels(node: onnx.NodeProto, shapes: dict[str, tuple[list[int], int]]) -> None:
+    """A quantizer with several scales has one for each channel along its axis."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not {*node.input[:2]} <= set(shapes):
+        return
+    (data, _), (scale, _) = shapes[node.input[0]], shapes[node.input[1]]
+    attributes = {a.name: a.i for a in node.attribute}
+    axis = attributes.get("axis", 1)
+    if len(scale) != 1 or scale[0] == 1 or attributes.get("block_size", 0):
+        return
+    if not -len(data) <= axis < len(data) or data[axis] != scale[0]:
+        sizes = " × ".join(str(size) for size in data)
+        raise ArtifactError(
+            f"{node.name} ({node.op_type}) has {scale[0]:,} scales along axis {axis} of a tensor of {sizes}"
         )

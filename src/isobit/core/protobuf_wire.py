@@ -4,7 +4,7 @@ from typing import Any
 
 from isobit.core.errors import ArtifactError
 
-FIELDS = 5_000_000
+FIELDS = 1_000_000
 """Fields of a file at most: a parser makes objects of a hundred bytes from fields of two."""
 
 DEPTH = 64

@@ -18,11 +18,11 @@ from isobit.integer.windows import window_counts, window_of, window_sums
 
 EXACT = frozenset(
     {
-        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Div",
-        "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "Greater", "Identity",
-        "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Range", "ReduceMax", "ReduceMin",
-        "Relu", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose",
-        "Unsqueeze", "Where",
+        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace",
+        "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements",
+        "Greater", "Identity", "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad",
+        "QuantizeLinear", "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Size", "Slice",
+        "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )  # fmt: skip
 """Ops whose float32 result IEEE 754 fixes: they move or compare values, or round each result once."""

@@ -231,10 +231,14 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
+_FOR_ANY = ("onnxruntime", "openvino")
+
+
 def _engine_of(path: Path) -> Engine:
-    """The first installed engine of the target that the file was written for."""
-    target = look_up("target", TARGETS, read_metadata(path).get("isobit.target", ""))
-    engines = [ENGINES[name]() for name in target.engines]
+    """The first installed engine of the target that the file was written for; of all real ones where others made it."""
+    metadata = read_metadata(path)
+    names = look_up("target", TARGETS, metadata.get("isobit.target", "")).engines if metadata else _FOR_ANY
+    engines = [ENGINES[name]() for name in names]
     usable = next((e for e in engines if not e.missing()), None)
     if usable is None:
         raise EngineError(engines[0].missing())
