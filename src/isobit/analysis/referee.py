@@ -104,7 +104,7 @@ class _Findings:
         """Names and reasons of what computes with integers, but not as the file says."""
         for node in self.graph.nodes:
             if node.op in _WEIGHTED:
-                yield from ((node.name, reason) for reason in self._bias(node))
+                yield from ((node.name, reason) for reason in (*self._float_weight(node), *self._bias(node)))
                 weight = self.plan.weight(node.inputs[1])
                 if weight is not None and np.any(weight.zero_point):
                     yield (
@@ -137,7 +137,8 @@ class _Findings:
         weight = self.plan.weight(node.inputs[1])
         if weight is None:
             yield ("ran in float: its weight is float, or quantized in blocks", "give it 8-bit integers in the file")
-        elif weight.q.dtype.itemsize != 1:
+            return
+        if weight.q.dtype.itemsize != 1:
             yield (f"ran in float: its weight has the type {weight.q.dtype}", "use 8-bit integers")
         elif weight.scale.size > 1 and weight.axis % weight.q.ndim != (
             0 if node.op == "Conv" or node.attributes.get("transB") else 1
@@ -145,6 +146,15 @@ class _Findings:
             yield (
                 f"ran in float: the scales of its weight run along axis {weight.axis}",
                 "give one scale for each output channel, or one for all",
+            )
+
+    def _float_weight(self, node: Node) -> Iterator[Reason]:
+        weight = self.graph.constants.get(node.inputs[1])
+        quantized = self.plan.format(node.inputs[0]) is not None
+        if quantized and weight is not None and weight.dtype.kind == "f":
+            yield (
+                "weight is float behind a quantizer: an engine may quantize it silently, by a rule of its own",
+                "give it 8-bit integers in the file",
             )
 
     def _bias(self, node: Node) -> Iterator[Reason]:
@@ -208,7 +218,8 @@ class _Findings:
             )
 
     def _adds_rounded_convolution(self, node: Node) -> bool:
-        """Whether an Add is the only reader of the rounded result of a convolution."""
+        """Whether an Add is the only reader of a convolution's rounded result; one that itself reads the residual stays
+        alone (measured on OpenVINO 2026.4)."""
         for name in node.inputs:
             dequantize = self.graph.producers.get(name)
             quantize = self.graph.producers.get(dequantize.inputs[0]) if dequantize is not None else None
@@ -216,7 +227,7 @@ class _Findings:
                 continue
             conv = self.graph.producers.get(quantize.inputs[0])
             alone = self.graph.only_reader(name) is not None and self.graph.only_reader(quantize.outputs[0]) is not None
-            if conv is not None and conv.op == "Conv" and alone:
+            if conv is not None and conv.op == "Conv" and alone and conv.inputs[0] not in node.inputs:
                 return True
         return False
 
