@@ -121,9 +121,9 @@ def test_without_a_model_and_without_data(folder: Path) -> None:
     assert certificate.samples == 32
     graph = onnx.load(path).graph
     scale = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith("slots_x.scale"))
-    (first, *_) = random_inputs(path)
+    (first, *_) = random_inputs(onnx.load(path))
     assert first[0][0].abs().max() <= 256 * scale
-    assert torch.equal(random_inputs(path)[0][0][0], first[0][0])
+    assert torch.equal(random_inputs(onnx.load(path))[0][0][0], first[0][0])
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Twisted:
     change: Any
     inner: OnnxRuntime = field(default_factory=OnnxRuntime)
     name: str = "twisted"
+    format: str = "onnx"
     arithmetic: Arithmetic = FLOAT32
 
     def missing(self) -> str:
@@ -184,7 +185,7 @@ def test_an_engine_that_computes_something_else_is_broken(folder: Path) -> None:
 def test_an_engine_that_rounds_one_value_otherwise_is_bounded(folder: Path) -> None:
     engine("onnxruntime")
     model, path, data = exported("residual", "onnxruntime-x86", folder)
-    step = output_step(path)
+    step = output_step(onnx.load(path))
     assert step is not None
 
     def change(y: np.ndarray) -> np.ndarray:
@@ -213,8 +214,9 @@ def test_files_that_are_not_ours(folder: Path, tmp_path: Path) -> None:
     foreign = onnx.load(path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
+    model, _, data = exported("residual", "onnxruntime-x86", folder)
     with pytest.raises(ArtifactError, match="was not written by isobit"):
-        verify(tmp_path / "foreign.onnx", None, None, engine=Fake())
+        verify(tmp_path / "foreign.onnx", model, [data], engine=Fake())
 
 
 def test_a_file_of_another_model(folder: Path) -> None:
@@ -258,3 +260,19 @@ def test_what_differs_only_in_large_batches_is_located_there(folder: Path) -> No
     assert min(calls) < len(data[0]), "a few samples are tried first"
     proof = next(c for c in certificate.comparisons if (c.left, c.right) == ("reference", "twisted"))
     assert proof.first is not None
+
+
+@pytest.mark.skipif(bool(ENGINES["litert"]().missing()), reason=ENGINES["litert"]().missing() or "installed")
+@pytest.mark.parametrize("engine", ["litert", "litert-reference"])
+def test_a_litert_file(engine: str, tmp_path: Path) -> None:
+    """Exact on both sets of kernels; where the simulation differs, the op is found across the two layouts."""
+    net, inputs = small_networks()["residual"]
+    model = isobit.quantize(net, [(inputs,)], target="litert")
+    isobit.export(model, tmp_path / "net.tflite", format="litert")
+    found = isobit.verify(tmp_path / "net.tflite", model, [inputs], engine=engine)
+    assert (found.verdict, found.float_islands, found.target) == ("exact", (), "litert")
+    assert found.comparisons[0].total > 0
+    for comparison in found.comparisons[1:]:
+        assert comparison.equal == comparison.total or comparison.first is not None
+    with pytest.raises(EngineError, match="onnxruntime takes files of the format onnx"):
+        isobit.verify(tmp_path / "net.tflite", model, [inputs], engine="onnxruntime")

@@ -59,6 +59,16 @@ def onnxruntime_per_tensor(model: Path, batches: Arrays, out: Path) -> Callable[
     return run
 
 
+def onnxruntime_defaults(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """`quantize_static` with nothing said: QDQ, signed bytes on both sides, one scale for a whole weight."""
+    from onnxruntime import disable_telemetry_events
+    from onnxruntime.quantization import quantize_static
+
+    disable_telemetry_events()
+    reader = _reader(batches, _input_name(model))
+    return lambda: quantize_static(str(model), str(out), reader)
+
+
 def nncf_on_onnx(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
     """`nncf.quantize` with its defaults on the ONNX file."""
     os.environ.setdefault("NNCF_CI", "1")  # it reports usage over the network unless told not to
@@ -94,6 +104,7 @@ METHODS: dict[str, Job] = {
     "ort-percentile": onnxruntime_static("Percentile"),
     "ort-entropy": onnxruntime_static("Entropy"),
     "ort-per-tensor": onnxruntime_per_tensor,
+    "ort-defaults": onnxruntime_defaults,
     "nncf-onnx": nncf_on_onnx,
     "nncf-openvino": nncf_on_openvino,
 }

@@ -1,33 +1,40 @@
 """Verification: the same inputs through simulation, integer reference and engine, and a certificate of what agreed."""
 
+import json
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor, fx, nn
 
+from isobit.analysis.referee import check_judgeable, judge
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
 from isobit.engines import Engine, Session
+from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
+from isobit.integer.files import QUANTIZERS, format_of, load_qdq
 
 LOCATED = 8
 """Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
 CLOSE = 1e-4
 """Relative difference that the float result of a last layer may show where all integers before it are equal."""
 
+
+_DRAWN = 64 << 20
+"""Numbers of an input that are drawn at random at most."""
 
 _Found = dict[tuple[str, bytes], dict[str, np.ndarray]]
 """What an execution gave at each quantizer, by its name and the inputs."""
@@ -48,6 +55,8 @@ class _Tally:
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Compare one batch of outputs; returns which of them are equal."""
+        if a.shape != b.shape:
+            raise ArtifactError(f"{self.left} gives an output of the shape {a.shape}, {self.right} of {b.shape}")
         difference = np.abs(a.astype(np.float64) - b.astype(np.float64)) / (self.step or 1.0)
         same: np.ndarray = difference < 0.5 if self.step else a == b
         self.equal, self.total = self.equal + int(same.sum()), self.total + a.size
@@ -70,6 +79,7 @@ class _Executions:
     """The three executions of one file, and what they disagree on."""
 
     path: Path
+    file: onnx.ModelProto
     engine: Engine
     simulation: fx.GraphModule | None
     reference: Reference
@@ -118,23 +128,23 @@ class _Executions:
             if name == "reference":
                 found[name, key] = dict(self.reference.run(arrays).integers)
             elif name == "simulation" and self.simulation is not None:
-                found[name, key] = simulated_integers(self.simulation, self.path, inputs)
+                found[name, key] = simulated_integers(self.simulation, self.file, inputs)
             else:
                 found[name, key] = self.engine_integers(arrays)
         one, other = (found[name, key] for name in pair)
         if not set(one) & set(other):
             return None
-        return first_difference(self.path, one, other, self.reference.arithmetic)
+        return first_difference(self.file, one, other, self.reference.arithmetic)
 
     @cached_property
     def any_batch(self) -> bool:
         """Whether the file takes any number of samples."""
-        sizes = [value.type.tensor_type.shape.dim for value in onnx.load(self.path).graph.input]
+        sizes = [value.type.tensor_type.shape.dim for value in graph_inputs(self.file)]
         return all(len(dims) and not dims[0].HasField("dim_value") for dims in sizes)
 
     def engine_integers(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
         """The engine's own integers, from a session that returns them. They may change what it fuses."""
-        names = quantized_tensors(self.path)
+        names = quantized_tensors(self.file)
         try:
             session = self.engine.load(self.path, expose=names)
             values = dict(zip(session.outputs, session.run(arrays), strict=True))
@@ -159,26 +169,43 @@ def verify(
     quantizers. The verdict compares the integer reference with the engine: *exact* (all outputs equal),
     *bounded* (they differ, the first op by one step, and the cause is named) or *broken*.
 
-    Raises ArtifactError for a file that is truncated, foreign, or not of this model, EngineError where the
+    A file that others made (QDQ) gets findings too: which ops ran in float or not as it says, and what to change.
+
+    Raises ArtifactError for a file that is truncated, hostile, float, or not of this model, EngineError where the
     engine is missing or refuses it, CalibrationError for unusable data.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    if engine.format != format_of(path):
+        raise EngineError(f"{engine.name} takes files of the format {engine.format}, and {path} is none")
+    file = load_qdq(path)
+    metadata = _metadata(file)
+    if not metadata:
+        _check_foreign(file, path, model)
+    data = random_inputs(file) if data is None else data
     deployed = None if model is None else _deployed(path, model, metadata)
-    session = engine.load(path)
-    runs = _Executions(path, engine, deployed, Reference(path, engine.arithmetic), session)
-    step = output_step(path)
+    reference = Reference(file, engine.arithmetic)
+    runs = _Executions(path, file, engine, deployed, reference, engine.load(path))
+    step = output_step(file)
     pairs = [("reference", engine.name)]
     if deployed is not None:
         pairs += [("simulation", "reference"), ("simulation", engine.name)]
     runs.tallies = {pair: _Tally(*pair, step=step) for pair in pairs}
-    data = random_inputs(path) if data is None else data
     total = len(data) if isinstance(data, Sized) else None
     with torch.inference_mode():
         for done, batch in enumerate(batches(data, name="verification data"), start=1):
             runs.see(batch)
             progress("verifying", done, total)
     return _certificate(runs, metadata, latency)
+
+
+def _check_foreign(file: onnx.ModelProto, path: Path, model: fx.GraphModule | None) -> None:
+    """Raise where a file without isobit's metadata cannot be judged, or a simulation is said to belong to it."""
+    if model is not None:
+        raise ArtifactError(
+            f"{path} was not written by isobit: it carries no isobit metadata, so it is not this model's. Export the "
+            "model with isobit.export, or verify the file without a model"
+        )
+    check_judgeable(file, path)
 
 
 def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx.GraphModule:
@@ -192,59 +219,70 @@ def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx
     return deployed
 
 
-def random_inputs(path: Path, *, samples: int = 32, seed: int = 0) -> list[tuple[tuple[Tensor, ...]]]:
-    """Inputs drawn uniformly over the range of the quantizer that reads each input, in batches of 8."""
-    graph = onnx.load(path).graph
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+def random_inputs(file: onnx.ModelProto, *, samples: int = 32, seed: int = 0) -> list[tuple[tuple[Tensor, ...]]]:
+    """Inputs drawn uniformly over the range of the quantizer that reads each input, in batches of 8.
+
+    A file whose batch has a fixed size gets batches of that size; large samples are fewer, 256 MB at most.
+    """
+    constants = _constants(file)
+    wanted = [(value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]) for value in graph_inputs(file)]
+    fixed = next((sizes[0] for _, sizes in wanted if sizes and sizes[0]), 0)
+    largest = max((prod(size or 1 for size in sizes[1:]) for _, sizes in wanted), default=1)
+    samples = fixed or max(1, min(samples, _DRAWN // largest))
     generator = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
-    for value in graph.input:
-        sizes = [d.dim_value or samples for d in value.type.tensor_type.shape.dim]
-        reader = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == value.name), None)
-        if reader is None:
-            raise ArtifactError(f"no quantizer reads the input {value.name!r}, so its range is unknown: give data")
-        scale, zero_point = float(constants[reader.input[1]]), constants[reader.input[2]]
-        lowest = int(np.iinfo(zero_point.dtype).min) - int(zero_point)
-        found.append((torch.rand([samples, *sizes[1:]], generator=generator) * 255 + lowest) * scale)
-    return [(tuple(x[i : i + 8] for x in found),) for i in range(0, samples, 8)]
+    for name, sizes in wanted:
+        reader = next((n for n in file.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name), None)
+        if reader is None or any(x not in constants for x in reader.input[1:3] if x):
+            raise ArtifactError(f"no quantizer reads the input {name!r}, so its range is unknown: give data")
+        scale = constants[reader.input[1]]
+        zero_point = constants[reader.input[2]] if len(reader.input) > 2 else np.zeros((), np.uint8)
+        if scale.size != 1 or zero_point.size != 1 or zero_point.dtype.kind not in "iu":
+            raise ArtifactError(f"the quantizer {reader.name} of the input {name!r} has no single range: give data")
+        limits = np.iinfo(zero_point.dtype)
+        low = int(limits.min) - int(zero_point.reshape(-1)[0])
+        drawn = torch.rand([samples, *(size or 1 for size in sizes[1:])], generator=generator)
+        found.append((drawn * (int(limits.max) - int(limits.min)) + low) * float(scale.reshape(-1)[0]))
+    batch = fixed or 8
+    return [(tuple(x[i : i + batch] for x in found),) for i in range(0, samples, batch)]
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What isobit stored in a file; raises ArtifactError for one that is missing, truncated or foreign."""
-    if not path.is_file():
-        raise ArtifactError(f"there is no file {path}")
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is truncated, or not an ONNX file: {_first_line(error)}. Export it again"
-        ) from error
-    found = {entry.key: entry.value for entry in model.metadata_props}
-    if "isobit.integers_sha256" not in found:
-        raise ArtifactError(
-            f"{path} was not written by isobit: it carries no isobit metadata, so nothing says what it should compute. "
-            "Export the model with isobit.export"
-        )
+def _constants(file: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The constants of a file that one number or a few make up."""
+    small = [t for t in file.graph.initializer if prod(t.dims) <= 1024]
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in small}
+    for node in file.graph.node:
+        if node.op_type == "Constant" and (value := next((a for a in node.attribute if a.name == "value"), None)):
+            found[node.output[0]] = onnx.numpy_helper.to_array(value.t)
     return found
 
 
-def output_step(path: Path) -> float | None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What isobit stored in a file, nothing for one that others made; raises ArtifactError where it cannot be read."""
+    return _metadata(load_qdq(path))
+
+
+def _metadata(file: onnx.ModelProto) -> dict[str, str]:
+    found = {entry.key: entry.value for entry in file.metadata_props}
+    return found if "isobit.integers_sha256" in found else {}
+
+
+def output_step(file: onnx.ModelProto) -> float | None:
     """The scale of the first output where the file ends on a DequantizeLinear, else None."""
-    graph = onnx.load(path).graph
+    graph = file.graph
     last = next((n for n in graph.node if graph.output[0].name in n.output), None)
     if last is None or last.op_type != "DequantizeLinear":
         return None
-    scale = next((t for t in graph.initializer if t.name == last.input[1]), None)
-    return float(onnx.numpy_helper.to_array(scale)) if scale is not None and not scale.dims else None
+    scale = _constants(file).get(last.input[1])
+    return float(scale) if scale is not None and not scale.shape else None
 
 
-def simulated_integers(model: nn.Module, path: Path, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+def simulated_integers(model: nn.Module, file: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     """The integers at every quantizer of the simulation, under the names that the file gives them.
 
     Both list their quantizers in the order in which they run; empty where the file has merged some of them.
     """
-    names = quantized_tensors(path)
+    places = _places(file)
     found: list[np.ndarray] = []
 
     def keep(module: nn.Module, _: object, y: Tensor) -> None:
@@ -257,7 +295,34 @@ def simulated_integers(model: nn.Module, path: Path, inputs: tuple[Tensor, ...])
     finally:
         for hook in hooks:
             hook.remove()
-    return dict(zip(names, found, strict=True)) if len(names) == len(found) else {}
+    if len(places) != len(found):
+        return {}
+    return {place.name: place.of(q) for place, q in zip(places, found, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a file holds the integers of a quantizer: the tensor, the order of its dimensions, and how much lower."""
+
+    name: str
+    channels_last: bool = False
+    lower: int = 0
+
+    def of(self, q: np.ndarray) -> np.ndarray:
+        """The integers of the simulation as the file has them."""
+        moved = np.moveaxis(q, 1, -1) if self.channels_last else q
+        return moved.astype(np.int16) - self.lower if self.lower else moved
+
+
+def _places(file: onnx.ModelProto) -> list[_Place]:
+    """One for each quantizer of the simulation, in the order in which they run."""
+    noted = next((entry.value for entry in file.metadata_props if entry.key == QUANTIZERS), None)
+    if noted is None:
+        return [_Place(name) for name in quantized_tensors(file)]
+    try:
+        return [_Place(str(name), bool(last), int(lower)) for name, last, lower in json.loads(noted)]
+    except (ValueError, TypeError) as error:
+        raise ArtifactError("what the file says of its quantizers is damaged: export it again") from error
 
 
 def first_output(y: object) -> Tensor:
@@ -270,12 +335,13 @@ def first_output(y: object) -> Tensor:
 
 
 def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Latency, ...]) -> Certificate:
-    verdict, cause = _verdict(runs)
-    engine = runs.engine
+    engine, islands = runs.engine, runs.session.float_islands()
+    findings = () if metadata else judge(runs.file, engine.arithmetic, engine=engine.name, islands=islands)
+    verdict, cause = _verdict(runs, next((f.problem for f in findings if f.drops_rounding), ""))
     return Certificate(
         file=runs.path.name,
         sha256=sha256_of_file(runs.path),
-        target=metadata["isobit.target"],
+        target=metadata.get("isobit.target", "unknown"),
         engine=engine.name,
         engine_version=engine.version(),
         instruction_set=engine.instruction_set(),
@@ -285,21 +351,24 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         comparisons=tuple(t.record() for t in runs.tallies.values()),
         accuracy=tuple(Accuracy(execution=k, right=v, total=runs.labelled) for k, v in runs.right.items()),
         kernels=runs.session.kernels(),
-        float_islands=runs.session.float_islands(),
-        risks=overflow_risks(runs.path, engine.arithmetic),
+        float_islands=islands,
+        findings=findings,
+        risks=overflow_risks(runs.file, engine.arithmetic),
         latency=latency,
-        integers_sha256=metadata["isobit.integers_sha256"],
+        integers_sha256=metadata.get("isobit.integers_sha256", ""),
         versions={name: version(name) for name in ("isobit", "torch", "onnx")},
     )
 
 
-def _verdict(runs: _Executions) -> tuple[Verdict, str]:
-    """The verdict on reference = engine, and the cause where they differ."""
+def _verdict(runs: _Executions, known: str) -> tuple[Verdict, str]:
+    """The verdict on reference = engine, and the cause where they differ; `known` is one that a finding names."""
     tally = runs.tallies["reference", runs.engine.name]
     if tally.equal == tally.total:
         return "exact", ""
     floats = runs.reference.float_ops
     if tally.first is None:
+        if known:  # returning the inner tensors keeps the engine from fusing, so no op is seen to differ
+            return ("bounded" if tally.largest <= _limit(tally) else "broken"), known
         if tally.step is None and tally.largest <= CLOSE * max(tally.scale, 1e-30):
             return "bounded", _float_cause(runs)
         if runs.reference.rounded_inputs:
@@ -324,7 +393,7 @@ def _float_cause(runs: _Executions) -> str:
             f"the kernels of {len(rounded)} MatMulNBits (accuracy_level 4) round float inputs to 8 bits in groups; so "
             "does the reference, from which they differ as float sums in another order do, but not the simulation"
         )
-    if not quantized_tensors(runs.path):
+    if not quantized_tensors(runs.file):
         first = ", ".join(runs.reference.float_ops[:3])
         return f"the file keeps results in float, and sums that are taken in another order round differently: {first}"
     return "all integers are equal; the last layer's result is float and rounds differently"
@@ -333,8 +402,3 @@ def _float_cause(runs: _Executions) -> str:
 def _limit(tally: _Tally) -> float:
     """Without a located op: a tenth of the output's range counts as rounding that cascaded."""
     return 0.1 * tally.scale / (tally.step or 1.0)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -117,7 +117,7 @@ def test_wrong_inputs(engine: Engine, network: Path) -> None:
 
 
 def test_files_that_are_none(engine: Engine, network: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no such file"):
+    with pytest.raises(EngineError, match="there is no file"):
         engine.load(tmp_path / f"nothing{network.suffix}")
     whole = network.read_bytes()
     for name, content in {

@@ -1,5 +1,6 @@
 """Damaged and hostile LiteRT files: each is refused by name before LiteRT sees it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_a_file_comes_back_as_it_was_written(path: Path) -> None:
     model = read_litert(path)
     check_litert(model)
     assert serialized(model) == serialized(read_litert(path))
-    assert metadata_of(model) == b'{"isobit.target": "litert"}'
+    assert json.loads(metadata_of(model) or b"")["isobit.target"] == "litert"
 
 
 def first(model: Any, kind: str) -> Any:

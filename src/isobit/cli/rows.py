@@ -53,6 +53,7 @@ def certificate(found: Certificate | None) -> list[Row]:
         ("agreement", [comparison(c) for c in found.comparisons]),
         ("run in float", islands),
         ("overflow", risks[:SHOWN] or "no accumulator can overflow, proved from the weights"),
+        *([("findings", [str(x) for x in found.findings])] if found.findings else []),
     ]
 
 

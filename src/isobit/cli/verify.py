@@ -19,7 +19,9 @@ Examples:
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file that isobit wrote.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An ONNX file, by isobit or (QDQ) by others.", show_default=False)
+    ],
     engine: o.EngineName = None,
     data: Annotated[
         str | None,

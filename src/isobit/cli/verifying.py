@@ -70,10 +70,12 @@ def _simulation(job: Job, model: str, metadata: dict[str, str], watch: Watch) ->
     """The network, quantized again as the file's recipe says."""
     if job.calibration is None:
         raise SettingError("--model needs --calibration DATA: the data that the file was calibrated on")
+    if not metadata:
+        raise ArtifactError(f"{job.file} was not written by isobit, so no network of ours made it. Leave --model out")
     if job.recipe is not None:
         recipe = read_recipe(Recipe, job.recipe)
     elif "isobit.recipe" in metadata:
-        recipe = decode(Recipe, json.loads(metadata["isobit.recipe"]), path=f"the recipe in {job.file}")
+        recipe = decode(Recipe, _recipe_in(metadata, job.file), path=f"the recipe in {job.file}")
     else:
         raise ArtifactError(f"{job.file} holds no recipe. Give the one it was made by: --recipe FILE")
     net = load_model(model, job.weights)
@@ -81,6 +83,13 @@ def _simulation(job: Job, model: str, metadata: dict[str, str], watch: Watch) ->
     check_fits(net, model, data)
     watch.stage("capturing the network")
     return workflow.quantize_with(net, data, recipe, progress=data.counted(watch))
+
+
+def _recipe_in(metadata: dict[str, str], file: Path) -> Any:
+    try:
+        return json.loads(metadata["isobit.recipe"])
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the recipe in {file} is not JSON: give the one it was made by: --recipe FILE") from error
 
 
 def table(result: Verified) -> Table:

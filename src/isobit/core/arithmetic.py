@@ -129,7 +129,8 @@ class Arithmetic:
     says that any Relu or Clip behind an op is carried out on its integers; without it, one that cuts off levels stays
     a float op. `any_rank` says that a product of more than two dimensions takes its bias into the integer sum.
     `signed` says whether it has integer kernels for signed activations, `twins` that it rewrites those as unsigned
-    ones, 128 higher, first.
+    ones, 128 higher, first. `adds_in_convolution` says that a convolution takes the Add behind it and drops the
+    rounding between the two.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -146,6 +147,7 @@ class Arithmetic:
     any_rank: bool = False
     signed: bool = True
     twins: bool = True
+    adds_in_convolution: bool = False
 
 
 FLOAT32 = Arithmetic()
@@ -200,6 +202,7 @@ OPENVINO = Arithmetic(
     concat=ThroughFloat(),
     clamps=True,
     twins=False,
+    adds_in_convolution=True,
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
 and without Relu); a step in 2 to 4 of a million where a convolution takes a residual, in 20 of a million in an Add of

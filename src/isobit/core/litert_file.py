@@ -54,7 +54,7 @@ def read_litert(path: Path | str) -> Any:
     """The file as a `ModelT` of the schema. Raises ArtifactError for one that is truncated or foreign."""
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path}: there is no such file")
+        raise ArtifactError(f"there is no file {path}")
     data = path.read_bytes()
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise ArtifactError(f"{path} is truncated, or not a LiteRT file: it lacks the mark {IDENTIFIER.decode()}")

@@ -237,6 +237,21 @@ class OverflowRisk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is wrong with some ops of a file that others made, and what to change."""
+
+    problem: str
+    remedy: str
+    ops: tuple[str, ...]
+    drops_rounding: bool = False
+    """Whether the engine computes other integers than the file says."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.ops) - 4} more" if len(self.ops) > 4 else ""
+        return f"{', '.join(self.ops[:4])}{more}: {self.problem}. To change: {self.remedy}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certificate:
     """What `verify` proves about one file on one engine, and how. `verdict` belongs to reference = engine."""
 
@@ -255,6 +270,7 @@ class Certificate:
     float_islands: tuple[str, ...] = ()
     risks: tuple[OverflowRisk, ...] = ()
     latency: tuple[Latency, ...] = ()
+    findings: tuple[Finding, ...] = ()
     integers_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -273,6 +289,7 @@ class Certificate:
         lines.append(f"  ops that ran in float: {islands}")
         risks = "; ".join(f"{r.layer} ({r.kind} up to {r.worst}, limit {r.limit})" for r in self.risks[:6])
         lines.append(f"  overflow: {risks or 'no accumulator can overflow, proved from the weights'}")
+        lines += [f"  finding: {found}" for found in self.findings]
         return "\n".join(lines)
 
 

@@ -6,10 +6,10 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from isobit.core.arithmetic import Arithmetic
-from isobit.core.errors import EngineError
+from isobit.core.errors import ArtifactError, EngineError, UnsupportedError
+from isobit.core.onnx_file import first_line, read_onnx
 from isobit.core.records import Kernel
 
 COMPUTES = frozenset(
@@ -75,26 +75,10 @@ class Engine(Protocol):
 
 def read_model(path: Path | str) -> onnx.ModelProto:
     """Read and check an ONNX file before an engine sees it. Raises EngineError that says what is wrong with it."""
-    path = Path(path)
-    if not path.is_file():
-        raise EngineError(f"{path}: there is no such file")
-    if not path.stat().st_size:
-        raise EngineError(f"{path} is empty: it was truncated while it was written. Export it again")
     try:
-        model = onnx.load(path)
-    except DecodeError as error:
-        raise EngineError(f"{path} is truncated, or not an ONNX file ({error}). Export it again") from error
-    except (OSError, onnx.checker.ValidationError) as error:
-        raise EngineError(f"{path} cannot be read: {error}") from error
-    for node in model.graph.node:  # the engines' reports refer to ops by name
-        node.name = node.name or node.output[0]
-    if not model.graph.node or not model.graph.output:
-        raise EngineError(f"{path} holds no graph: it is truncated, or not an ONNX file. Export it again")
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise EngineError(f"{path} is truncated, or not a valid ONNX file: {_first_line(error)}") from error
-    return model
+        return read_onnx(path)
+    except (ArtifactError, UnsupportedError) as error:
+        raise EngineError(str(error)) from error
 
 
 def expose_tensors(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -147,12 +131,12 @@ def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def refused(engine: str, path: Path | str, error: Exception) -> EngineError:
     """The error for a valid file that `engine` does not take."""
-    return EngineError(f"{engine} refuses {path}: {_first_line(error)}")
+    return EngineError(f"{engine} refuses {path}: {first_line(error)}")
 
 
 def failed(engine: str, path: Path | str, error: Exception) -> EngineError:
     """The error for a run that failed inside `engine`."""
-    return EngineError(f"{engine} failed while it ran {path}: {_first_line(error)}")
+    return EngineError(f"{engine} failed while it ran {path}: {first_line(error)}")
 
 
 def _tensor_types(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
@@ -164,8 +148,3 @@ def _tensor_types(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, onn
             kind = zero_points.get(node.input[2], onnx.TensorProto.UINT8) if len(node.input) > 2 else 2
             types[node.output[0]] = onnx.helper.make_tensor_value_info(node.output[0], kind, None)
     return {n: types.get(n, onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)) for n in names}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

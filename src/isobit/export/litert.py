@@ -18,9 +18,10 @@ from isobit.core.artifact import Artifact
 from isobit.core.errors import MissingExtraError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
 from isobit.core.litert_file import missing, serialized
-from isobit.export.litert_graph import Call, Translation, static_shapes
+from isobit.export.litert_graph import Call, Translation, lowered, static_shapes
 from isobit.export.litert_ops import INTEGER, OPS
 from isobit.export.onnx_qdq import OnnxQdq
+from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph
 from isobit.integer.plan import Plan, Step
 
@@ -78,6 +79,9 @@ def translate(source: onnx.ModelProto, metadata: dict[str, str]) -> Any:
     for step in plan.steps:
         _write(t, step)
     outputs = [t.output(name) for name in graph.outputs]
+    quantizers = [t.values[n.outputs[0]] for n in graph.nodes if n.op == "QuantizeLinear"]
+    places = [(v.name, v.channels_last, lowered(v.format)) for v in quantizers if v.format is not None]
+    metadata = {**metadata, QUANTIZERS: json.dumps(places)}
     return t.builder.finish(inputs, outputs, json.dumps(metadata, sort_keys=True).encode())
 
 

@@ -56,9 +56,9 @@ def _quantized(graph: Graph) -> tuple[str, ...]:
 
 
 def _computing(graph: Graph, quantize: Node) -> Node:
-    """The op whose result a QuantizeLinear node rounds: the node before it, over the Relu or Clip that it absorbs."""
+    """The op whose result a QuantizeLinear node rounds: the node before it, over what it absorbs and what moves it."""
     node = graph.producers.get(quantize.inputs[0])
-    while node is not None and node.op in ("Relu", "Clip"):
+    while node is not None and node.op in ("Relu", "Clip", "Transpose"):
         before = graph.producers.get(node.inputs[0])
         if before is None or before.op == "DequantizeLinear":
             break

@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
+from isobit.core.onnx_file import first_line
 from isobit.integer.low_bit import Inputs, dynamic_quantize, matmul_integer, matmul_nbits
 from isobit.integer.model import Node
 from isobit.integer.ops import max_pool
@@ -17,11 +18,11 @@ from isobit.integer.windows import window_counts, window_of, window_sums
 
 EXACT = frozenset(
     {
-        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Div",
-        "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "Greater", "Identity",
-        "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Range", "ReduceMax", "ReduceMin",
-        "Relu", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose",
-        "Unsqueeze", "Where",
+        "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace",
+        "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements",
+        "Greater", "Identity", "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad",
+        "QuantizeLinear", "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Size", "Slice",
+        "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )  # fmt: skip
 """Ops whose float32 result IEEE 754 fixes: they move or compare values, or round each result once."""
@@ -52,7 +53,7 @@ def _in_reference(node: Node, inputs: Inputs, opset: int) -> list[Tensor]:
     try:
         found = ReferenceEvaluator(model).run(None, feeds)
     except Exception as error:
-        raise UnsupportedError(f"{node.name}: the op {node.op} cannot be evaluated: {error}") from error
+        raise UnsupportedError(f"{node.name}: the op {node.op} cannot be evaluated: {first_line(error)}") from error
     return [torch.from_numpy(np.ascontiguousarray(y)).reshape(np.shape(y)) for y in found]
 
 

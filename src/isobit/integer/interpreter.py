@@ -17,7 +17,7 @@ from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
 from isobit.integer.float_ops import EXACT, clip_limits, evaluate
 from isobit.integer.low_bit import Inputs, rounds_input
-from isobit.integer.model import read_graph
+from isobit.integer.model import described_by, read_graph
 from isobit.integer.plan import Plan, Step
 from isobit.integer.requantize import quantize
 from isobit.integer.values import Constant, Integers, Quantized, Value
@@ -76,7 +76,8 @@ class Reference:
         integers: dict[str, np.ndarray] = {}
         with ieee_float32():
             for step in self.plan.steps:
-                env |= self._outputs(step, env)
+                with described_by(step.node):
+                    env |= self._outputs(step, env)
                 self._store(step, env, integers, keep)
                 self._free(step, env, left)
             outputs = [_floats(self._value(name, env)).numpy() for name in self.graph.outputs]
@@ -163,7 +164,9 @@ class Reference:
     def _store(
         self, step: Step, env: dict[str, Value], integers: dict[str, np.ndarray], keep: Sequence[str] | None
     ) -> None:
-        value = env.get(step.result)
+        value = env.get(step.result or step.node.outputs[0])
+        if isinstance(value, Tensor) and step.node.op == "QuantizeLinear" and keep is None:
+            integers[step.node.outputs[0]] = value.numpy()
         if isinstance(value, Integers) and (keep is None or step.result in keep):
             kind = _SMALLEST[value.low < 0, value.high > 255 or value.low < -128]
             integers[step.result] = value.q.to(kind).numpy()

@@ -5,6 +5,7 @@ images lie with their channels last. A DEQUANTIZE of the file is followed by an 
 integers.
 """
 
+import json
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.litert_check import check_litert, kind_of
-from isobit.core.litert_file import METADATA, dtypes, metadata_of, read_litert, tensor_name
+from isobit.core.litert_file import dtypes, metadata_of, read_litert, tensor_name
 from isobit.integer.litert_ops import READERS
 
 OPSET = 21
@@ -53,7 +54,7 @@ class Reading:
         graph = helper.make_graph(self.nodes, "main", inputs, outputs, self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         if (data := metadata_of(self.file)) is not None:
-            helper.set_model_props(model, {METADATA: data.decode(errors="replace")})
+            helper.set_model_props(model, _metadata(data))
         return model
 
     def dtype(self, index: int) -> np.dtype[Any]:
@@ -166,6 +167,17 @@ class Reading:
         dims = [] if sizes is None else ["batch" if int(size) < 0 else int(size) for size in sizes]
         kind = helper.np_dtype_to_tensor_dtype(self.dtype(index)) if self.dtype(index) else TensorProto.FLOAT
         return helper.make_tensor_value_info(self.names[index], kind, dims)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """isobit's own keys, which the file holds as JSON."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError("isobit's metadata in the LiteRT file are damaged: export it again") from error
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ArtifactError("isobit's metadata in the LiteRT file are damaged: export it again")
+    return found
 
 
 def _unique(names: list[str]) -> list[str]:

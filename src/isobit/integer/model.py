@@ -1,7 +1,8 @@
 """An exported graph, read once: nodes in order, constants as arrays, who reads what."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -9,11 +10,11 @@ from typing import Any, final
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from isobit.core.errors import ArtifactError, UnsupportedError
+from isobit.core.errors import ArtifactError, IsobitError, UnsupportedError
+from isobit.core.onnx_file import first_line, read_onnx
 
 FOLDED = frozenset(
     {"Add", "BitShift", "BitwiseAnd", "Cast", "Gather", "Mul", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
@@ -83,8 +84,8 @@ class Graph:
         given = {name: self.constants[name] for name in proto.input if name}
         try:
             found = ReferenceEvaluator(proto, opsets={"": self.opset}).run(None, given)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ArtifactError(f"{proto.name} ({proto.op_type}) cannot be evaluated: {error}") from error
+        except Exception as error:  # numpy's and onnx's own, of any kind
+            raise ArtifactError(f"{proto.name} ({proto.op_type}) cannot be evaluated: {first_line(error)}") from error
         self.constants |= dict(zip(proto.output, map(np.asarray, found), strict=False))
 
     def rank(self, tensor: str) -> int | None:
@@ -104,16 +105,21 @@ class Graph:
 
 
 def read_graph(source: Path | str | onnx.ModelProto) -> Graph:
-    """Read a file, or take a model. Raises ArtifactError for what is truncated or no ONNX file."""
-    if isinstance(source, onnx.ModelProto):
-        return Graph(source)
-    path = Path(source)
+    """Read a file, or take a model. Raises ArtifactError for what is truncated, hostile or no ONNX file."""
+    return Graph(source if isinstance(source, onnx.ModelProto) else read_onnx(source))
+
+
+@contextmanager
+def described_by(node: Node) -> Iterator[None]:
+    """What goes wrong inside is what the file says of `node`: it becomes an ArtifactError that names the op."""
     try:
-        return Graph(onnx.load(path))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: there is no such file") from error
-    except (DecodeError, ArtifactError) as error:
-        raise ArtifactError(f"{path} is truncated, or not an ONNX file: {error}") from error
+        yield
+    except IsobitError:
+        raise
+    except Exception as error:
+        raise ArtifactError(
+            f"{node.name} ({node.op}) cannot be computed as the file describes it: {first_line(error)}"
+        ) from error
 
 
 def _in_bytes(tensor: onnx.TensorProto) -> np.ndarray:

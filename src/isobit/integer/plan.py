@@ -13,7 +13,7 @@ import numpy as np
 from isobit.core.arithmetic import Arithmetic, FloatMultiplier, ThroughFloat
 from isobit.core.errors import UnsupportedError
 from isobit.integer.low_bit import dequantized_blocks
-from isobit.integer.model import Graph, Node
+from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.values import Constant, Format
 
 TRAVELS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
@@ -78,7 +78,8 @@ class Plan:
                 self._dequantize(node)  # a bias may stand behind the product that takes it in
         for node in graph.nodes:
             if id(node) not in self._done:
-                self.steps.append(self._step(node))
+                with described_by(node):
+                    self.steps.append(self._step(node))
 
     def weight(self, tensor: str) -> Constant | None:
         """The integers behind `tensor`, where it is a dequantized initializer."""
@@ -93,9 +94,11 @@ class Plan:
         match node.op:
             case "DequantizeLinear":
                 return self._dequantize(node)
+            case "QuantizeLinear" if self._scales(node) != 1:
+                return Step(node, "float")  # a scale for each channel: no engine's sums of products can take it out
             case "QuantizeLinear":
                 self._integers.add(node.outputs[0])
-                return Step(node, "quantize", output=self._node_format(node), result=node.outputs[0])
+                return Step(node, "quantize", output=self.node_format(node), result=node.outputs[0])
             case "Transpose" if node.inputs[0] in self.constants:
                 order = node.ints("perm", range(self.constants[node.inputs[0]].q.ndim)[::-1])
                 self.constants[node.outputs[0]] = self.constants[node.inputs[0]].transposed(order)
@@ -117,8 +120,10 @@ class Plan:
         source = node.inputs[0]
         if node.inputs[1] not in self.graph.constants:
             return Step(node, "float")  # a dynamic range: the scale belongs to each input
+        if source not in self.graph.constants and self._scales(node) != 1:
+            return Step(node, "float")
         if source not in self.graph.constants:
-            format_ = self._node_format(node)
+            format_ = self.node_format(node)
             if source in self._integers:
                 self.formats[node.outputs[0]] = format_
             return Step(node, "dequantize", output=format_)
@@ -132,7 +137,11 @@ class Plan:
         self.constants[node.outputs[0]] = Constant(q, scale, zero_point, axis if q.ndim else 0)
         return Step(node, "constant")
 
-    def _node_format(self, node: Node) -> Format:
+    def _scales(self, node: Node) -> int:
+        """How many constant scales a quantizer has; 1 where the scale is computed."""
+        return int(self.graph.constants[node.inputs[1]].size) if node.inputs[1] in self.graph.constants else 1
+
+    def node_format(self, node: Node) -> Format:
         """The scale and zero point of a QuantizeLinear or DequantizeLinear node on an activation."""
         constants = self.graph.constants
         if any(name not in constants for name in node.inputs[1:] if name):
@@ -238,29 +247,31 @@ class Plan:
             if reader is None or len(reader.outputs) != 1 or reader.inputs[0] != tensor:
                 return None
             if reader.op == "QuantizeLinear":
+                if self._scales(reader) != 1:
+                    return None
                 break
             if reader.op not in TRAVELS and reader.op not in ("Relu", "Clip"):
                 return None
             chain.append(reader)
             tensor = reader.outputs[0]
-        output = self._node_format(reader)
+        output = self.node_format(reader)
         limits = (output.low, output.high)
         absorbed: list[Node] = []
         for node in chain:
             if node.op in TRAVELS:
                 break
-            if (found := self._absorb(node, output)) is None:
+            if (found := self.absorb(node, output)) is None:
                 return None
             limits = (max(limits[0], found[0]), min(limits[1], found[1]))
             absorbed.append(node)
-        if any(n.op not in TRAVELS and self._absorb(n, output) is None for n in chain):
+        if any(n.op not in TRAVELS and self.absorb(n, output) is None for n in chain):
             return None
         seen_through = len(absorbed) < len(chain)
         last = absorbed[-1].outputs[0] if absorbed else start.outputs[0]
         result = last if seen_through else reader.outputs[0]
         return _Target(reader, output, tuple(absorbed), result, seen_through, limits)
 
-    def _absorb(self, node: Node, output: Format) -> tuple[int, int] | None:
+    def absorb(self, node: Node, output: Format) -> tuple[int, int] | None:
         """The levels that Relu or Clip leaves, or None where the engine keeps the op (and all before it) in float.
 
         ONNX Runtime drops a Relu whose zero point is the lowest level, and a Clip that clips nothing more than

@@ -31,6 +31,7 @@ from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
 from isobit.graph.capture import capture
+from isobit.integer.files import format_of
 from isobit.recipes import quant_modules
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe, recipe_of
@@ -231,10 +232,14 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
+_FOR_ANY = ("onnxruntime", "openvino", "litert")
+
+
 def _engine_of(path: Path) -> Engine:
-    """The first installed engine of the target that the file was written for."""
-    target = look_up("target", TARGETS, read_metadata(path)["isobit.target"])
-    engines = [ENGINES[name]() for name in target.engines]
+    """The first installed engine that takes the file: of its target's, then of all real ones."""
+    metadata = read_metadata(path)
+    own = look_up("target", TARGETS, metadata.get("isobit.target", "")).engines if metadata else ()
+    engines = [e for e in (ENGINES[name]() for name in (*own, *_FOR_ANY)) if e.format == format_of(path)]
     usable = next((e for e in engines if not e.missing()), None)
     if usable is None:
         raise EngineError(engines[0].missing())
