@@ -18,7 +18,7 @@ from isobit.core.artifact import Artifact
 from isobit.core.errors import MissingExtraError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
 from isobit.core.litert_file import missing, serialized
-from isobit.export.litert_graph import Call, Translation, lowered, static_shapes
+from isobit.export.litert_graph import Call, Translation, lowered, needed, static_shapes
 from isobit.export.litert_ops import INTEGER, OPS
 from isobit.export.onnx_qdq import OnnxQdq
 from isobit.integer.files import QUANTIZERS
@@ -76,10 +76,12 @@ def translate(source: onnx.ModelProto, metadata: dict[str, str]) -> Any:
     plan = Plan(graph, XNNPACK)
     t = Translation(graph, plan, static_shapes(source))
     inputs = [t.input(name) for name in graph.inputs]
+    wanted = needed(graph)
     for step in plan.steps:
-        _write(t, step)
+        if id(step.node) in wanted:
+            _write(t, step)
     outputs = [t.output(name) for name in graph.outputs]
-    quantizers = [t.values[n.outputs[0]] for n in graph.nodes if n.op == "QuantizeLinear"]
+    quantizers = [t.values[n.outputs[0]] for n in graph.nodes if n.op == "QuantizeLinear" and id(n) in wanted]
     places = [(v.name, v.channels_last, lowered(v.format)) for v in quantizers if v.format is not None]
     metadata = {**metadata, QUANTIZERS: json.dumps(places)}
     return t.builder.finish(inputs, outputs, json.dumps(metadata, sort_keys=True).encode())

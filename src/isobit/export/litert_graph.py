@@ -6,11 +6,13 @@ from typing import Any, final
 
 import numpy as np
 import onnx
+import torch
 
 from isobit.core.errors import UnsupportedError
 from isobit.export.litert_builder import Builder, Shape
 from isobit.integer.model import Graph, Node
 from isobit.integer.plan import Plan, Step
+from isobit.integer.requantize import quantize
 from isobit.integer.values import Constant, Format
 
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -29,6 +31,8 @@ class Value:
     shape: Shape
     format: Format | None = None
     channels_last: bool = False
+    dtype: Any = np.float32
+    constant: np.ndarray | None = None
 
     @property
     def stored(self) -> Shape:
@@ -68,9 +72,8 @@ class Translation:
         self._turned: dict[int, Value] = {}
 
     def input(self, name: str) -> int:
-        """An input of the file, in float."""
-        value = self.result(name, None, channels_last=False)
-        return value.index
+        """An input of the file, as the network takes it."""
+        return self.result(name, None, channels_last=False, dtype=self.graph.input_types[name]).index
 
     def output(self, name: str) -> int:
         """An output of the file: in float, in the order of the network, under its own name."""
@@ -80,10 +83,18 @@ class Translation:
         self.builder.graph.tensors[value.index].name = name
         return value.index
 
-    def result(self, name: str, format_: Format | None, *, channels_last: bool, shape: Shape | None = None) -> Value:
+    def result(
+        self,
+        name: str,
+        format_: Format | None,
+        *,
+        channels_last: bool,
+        shape: Shape | None = None,
+        dtype: Any = np.float32,
+    ) -> Value:
         """A new tensor for the result `name` of an op."""
         shape = self.shape(name) if shape is None else shape
-        value = Value(-1, name, shape, format_, channels_last)
+        value = Value(-1, name, shape, format_, channels_last, dtype)
         self.values[name] = replace(value, index=self._tensor(value))
         return self.values[name]
 
@@ -102,7 +113,10 @@ class Translation:
         """An activation that an op reads: as integers, or in float. Constants become tensors with data."""
         if name in self.values:
             return self.values[name] if integer else self.dequantized(self.values[name])
-        return self.array(name, self.floats(name), None) if not integer else self._integer_constant(name)
+        constant = self.plan.constants.get(name)
+        if integer and constant is not None and constant.format is not None:
+            return self.array(name, constant.q, constant.format)
+        return self.array(name, self.floats(name), None)
 
     def dequantized(self, value: Value, name: str = "") -> Value:
         """The float values behind integers; each tensor is dequantized once."""
@@ -126,10 +140,10 @@ class Translation:
 
     def array(self, name: str, data: np.ndarray, format_: Format | None) -> Value:
         """A tensor with data."""
-        data = data.astype(np.int32) if data.dtype == np.int64 else data
+        data = data.astype(np.int32) if data.dtype == np.int64 and np.abs(data).max(initial=0) < 1 << 31 else data
         data = data.astype(np.float32) if data.dtype == np.float64 else data
         if format_ is None:
-            return Value(self.builder.constant(name, data), name, data.shape)
+            return Value(self.builder.constant(name, data), name, data.shape, dtype=data.dtype, constant=data)
         data = (data.astype(np.int16) - lowered(format_)).astype(np.int8)
         index = self.builder.tensor(name, data.shape, np.int8, data=data, grid=_grid(format_))
         return Value(index, name, data.shape, format_)
@@ -173,6 +187,8 @@ class Translation:
         if value.format == format_:
             self.values[name] = value
             return value
+        if value.constant is not None and value.format is None:
+            return self._quantized_constant(value, name, format_)
         value = self.dequantized(value)
         found = self.result(name, format_, channels_last=value.channels_last, shape=value.shape)
         self.builder.op("QUANTIZE", [value.index], [found.index], version=2)
@@ -207,13 +223,15 @@ class Translation:
 
     def _tensor(self, value: Value) -> int:
         if value.format is None:
-            return self.builder.tensor(value.name, value.stored, np.float32)
+            return self.builder.tensor(value.name, value.stored, value.dtype)
         return self.builder.tensor(value.name, value.stored, np.int8, grid=_grid(value.format))
 
-    def _integer_constant(self, name: str) -> Value:
-        constant = self.plan.constants[name]
-        assert constant.format is not None
-        return self.array(name, constant.q, constant.format)
+    def _quantized_constant(self, value: Value, name: str, format_: Format) -> Value:
+        """The integers of a constant that the network quantizes each time."""
+        assert value.constant is not None
+        q = quantize(torch.tensor(value.constant), format_).numpy()
+        self.values[name] = self.array(name, q, format_)
+        return self.values[name]
 
 
 def lowered(format_: Format) -> int:
@@ -223,6 +241,23 @@ def lowered(format_: Format) -> int:
 
 def _grid(format_: Format) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(format_.scale), np.asarray(format_.zero_point - lowered(format_))
+
+
+READS_SHAPE = frozenset({"Expand", "Reshape"})
+"""Ops whose second input says what shape comes out, which is known without it."""
+
+
+def needed(graph: Graph) -> set[int]:
+    """The nodes, by their identity, that the outputs are computed from; what only computes shapes is none of them."""
+    found: set[int] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        node = graph.producers.get(waiting.pop())
+        if node is None or id(node) in found:
+            continue
+        found.add(id(node))
+        waiting += node.inputs[:1] if node.op in READS_SHAPE else node.inputs
+    return found
 
 
 def static_shapes(model: onnx.ModelProto) -> dict[str, Shape]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.litert_file import FUSED_ACTIVATIONS
-from isobit.export.litert_builder import Shape
 from isobit.export.litert_graph import CHANNELS_LAST, Call, Translation, Value
+from isobit.export.litert_transformers import cast, choose, expand, is_nan, layer_norm, select, softmax
 from isobit.export.litert_windows import VALID, padded, sizes, with_pads, write_pad
 from isobit.integer.windows import window_of
 
@@ -159,7 +159,7 @@ def reshape(t: Translation, call: Call) -> Value:
     x = t.operand(call.node.inputs[0], integer=call.integer)
     if not (x.channels_last and x.shape[2:] == (1, 1)):  # one pixel lies the same in both orders
         x = t.laid_out(x, channels_last=False)
-    y = t.result(call.result, call.format, channels_last=False)
+    y = t.result(call.result, call.format, channels_last=False, dtype=x.dtype)
     t.reshape(x, y)
     return y
 
@@ -168,7 +168,7 @@ def transpose(t: Translation, call: Call) -> Value:
     """TRANSPOSE of dimensions in the order of the network."""
     x = t.laid_out(t.operand(call.node.inputs[0], integer=call.integer), channels_last=False)
     order = call.ints("perm", range(len(x.shape))[::-1])
-    y = t.result(call.result, call.format, channels_last=False)
+    y = t.result(call.result, call.format, channels_last=False, dtype=x.dtype)
     axes = t.builder.constant(f"{y.name}/order", np.array(order, np.int32))
     t.builder.op("TRANSPOSE", [x.index, axes], [y.index], version=2 if call.integer else 1)
     return y
@@ -192,7 +192,7 @@ def cut(t: Translation, call: Call) -> Value:
         begin[axis], end[axis], stride[axis] = int(a + size if a < 0 else a), ends_at, int(s)
         full[axis] = False
     order = CHANNELS_LAST if x.channels_last else tuple(range(rank))
-    y = t.result(call.result, call.format, channels_last=x.channels_last)
+    y = t.result(call.result, call.format, channels_last=x.channels_last, dtype=x.dtype)
     limits = [
         t.builder.constant(f"{y.name}/{word}", np.array([values[i] for i in order], np.int32))
         for word, values in (("begin", begin), ("end", end), ("strides", stride))
@@ -222,49 +222,6 @@ def pad(t: Translation, call: Call) -> Value:
     return y
 
 
-def softmax(t: Translation, call: Call) -> Value:
-    """SOFTMAX over the last dimension."""
-    x = t.laid_out(t.operand(call.node.inputs[0], integer=False), channels_last=False)
-    if int(call.node.attributes.get("axis", -1)) % len(x.shape) != len(x.shape) - 1:
-        raise UnsupportedError(f"LiteRT: {call.node.name} is a softmax over another dimension than the last")
-    y = t.result(call.result, None, channels_last=False)
-    t.builder.op("SOFTMAX", [x.index], [y.index], beta=1.0)
-    return y
-
-
-def layer_norm(t: Translation, call: Call) -> Value:
-    """(x - mean) / sqrt(variance + ε) · γ + β over the last dimension, op by op."""
-    node = call.node
-    x = t.laid_out(t.operand(node.inputs[0], integer=False), channels_last=False)
-    if int(node.attributes.get("axis", -1)) % len(x.shape) != len(x.shape) - 1:
-        raise UnsupportedError(f"LiteRT: {node.name} normalizes more than the last dimension")
-    narrow = (*x.shape[:-1], 1)
-    axis = t.builder.constant("last_axis", np.array([len(x.shape) - 1], np.int32))
-
-    def step(kind: str, inputs: list[int], word: str, shape: Shape, **options: Any) -> int:
-        y = t.scratch(f"{call.result}/{word}", shape, None)
-        t.builder.op(kind, inputs, [y.index], **options)
-        return y.index
-
-    mean = step("MEAN", [x.index, axis], "mean", narrow, keepDims=True)
-    centred = step("SUB", [x.index, mean], "centred", x.shape)
-    square = step("MUL", [centred, centred], "square", x.shape)
-    variance = step("MEAN", [square, axis], "variance", narrow, keepDims=True)
-    epsilon = t.builder.constant("epsilon", np.array(node.attributes.get("epsilon", 1e-5), np.float32))
-    deviation = step("RSQRT", [step("ADD", [variance, epsilon], "shifted", narrow)], "deviation", narrow)
-    normal = step("MUL", [centred, deviation], "normal", x.shape)
-    gamma = t.builder.constant(node.inputs[1], t.floats(node.inputs[1]))
-    if len(node.inputs) > 2:
-        normal = step("MUL", [normal, gamma], "scaled", x.shape)
-        beta = t.builder.constant(node.inputs[2], t.floats(node.inputs[2]))
-        y = t.result(call.result, None, channels_last=False)
-        t.builder.op("ADD", [normal, beta], [y.index])
-        return y
-    y = t.result(call.result, None, channels_last=False)
-    t.builder.op("MUL", [normal, gamma], [y.index])
-    return y
-
-
 def clip(t: Translation, call: Call) -> Value:
     """MAXIMUM and MINIMUM of floats; RELU and RELU6 where that is what the limits say."""
     names = [*call.node.inputs[1:3], "", ""][:2]
@@ -285,6 +242,25 @@ def clip(t: Translation, call: Call) -> Value:
         t.builder.op(kind, [x.index, limit], [y.index])
         x = y
     return x
+
+
+def batch_norm(t: Translation, call: Call) -> Value:
+    """MUL and ADD, in float, channel by channel."""
+    names = call.node.inputs[1:5]
+    gamma, beta, mean, variance = (t.floats(n).astype(np.float64) for n in names)
+    slope = gamma / np.sqrt(variance + float(call.node.attributes.get("epsilon", 1e-5)))
+    x = t.operand(call.node.inputs[0], integer=False)
+    x = t.laid_out(x, channels_last=len(x.shape) == 4)
+    places = (-1,) if x.channels_last else (-1, *[1] * (len(x.shape) - 2))
+    scaled = t.scratch(f"{call.result}/scaled", x.shape, None, channels_last=x.channels_last)
+    factors, shifts = (
+        t.builder.constant(f"{call.result}/{word}", values.astype(np.float32).reshape(places))
+        for word, values in (("slope", slope), ("shift", beta - mean * slope))
+    )
+    t.builder.op("MUL", [x.index, factors], [scaled.index])
+    y = t.result(call.result, None, channels_last=x.channels_last)
+    t.builder.op("ADD", [scaled.index, shifts], [y.index])
+    return y
 
 
 def gelu(t: Translation, call: Call) -> Value:
@@ -342,15 +318,20 @@ def _spread(t: Translation, x: Value, rank: int, *, last: bool) -> Value:
 OPS: Mapping[str, Translator] = {
     "Add": binary("ADD"),
     "AveragePool": pool("AVERAGE_POOL_2D"),
+    "BatchNormalization": batch_norm,
+    "Cast": cast,
     "Clip": clip,
     "Concat": concat,
     "Conv": conv,
     "Div": binary("DIV"),
+    "Expand": expand,
     "Flatten": reshape,
+    "Gather": select,
     "Gelu": gelu,
     "Gemm": product,
     "GlobalAveragePool": global_average,
     "HardSwish": unary("HARD_SWISH"),
+    "IsNaN": is_nan,
     "LayerNormalization": layer_norm,
     "LeakyRelu": leaky_relu,
     "MatMul": product,
@@ -369,6 +350,7 @@ OPS: Mapping[str, Translator] = {
     "Tanh": unary("TANH"),
     "Transpose": transpose,
     "Unsqueeze": reshape,
+    "Where": choose,
 }
 """Translators by ONNX op."""
 

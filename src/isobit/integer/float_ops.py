@@ -20,7 +20,7 @@ EXACT = frozenset(
     {
         "Abs", "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace",
         "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Equal", "Expand", "Flatten", "Gather", "GatherElements",
-        "Greater", "Identity", "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad",
+        "Greater", "Identity", "Less", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Pad",
         "QuantizeLinear", "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Size", "Slice",
         "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import helper
 
 from isobit.core.errors import UnsupportedError
 
@@ -191,6 +192,23 @@ def _gelu(r: Reading, op: Any) -> None:
     _unary("Gelu", approximate="tanh" if op.builtinOptions.approximate else "none")(r, op)
 
 
+def _gather(r: Reading, op: Any) -> None:
+    if op.builtinOptions.batchDims:
+        raise UnsupportedError(f"{r.names[op.outputs[0]]}: a GATHER for each sample has no rule here")
+    _plain(r, op, "Gather", [r.operand(i) for i in op.inputs], axis=int(op.builtinOptions.axis))
+
+
+def _cast(r: Reading, op: Any) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(r.dtype(op.outputs[0]))
+    _plain(r, op, "Cast", [r.operand(op.inputs[0])], to=kind)
+
+
+def _not_equal(r: Reading, op: Any) -> None:
+    y = r.names[op.outputs[0]]
+    same = r.add("Equal", [r.operand(i) for i in op.inputs], f"{y}/equal")
+    _plain(r, op, "Not", [same])
+
+
 def _plain(r: Reading, op: Any, kind: str, values: list[str], **attributes: Any) -> None:
     y = r.names[op.outputs[0]]
     r.store(r.add(kind, values, f"{y}/{kind.lower()}", name=y, **attributes), op.outputs[0])
@@ -236,12 +254,14 @@ READERS: Mapping[str, Reader] = {
     "ADD": _binary("Add"),
     "AVERAGE_POOL_2D": _pool("AveragePool"),
     "BATCH_MATMUL": _batch_matmul,
+    "CAST": _cast,
     "CONCATENATION": _concat,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
     "DEQUANTIZE": _dequantize,
     "DIV": _binary("Div"),
     "FULLY_CONNECTED": _fully_connected,
+    "GATHER": _gather,
     "GELU": _gelu,
     "HARD_SWISH": _unary("HardSwish"),
     "LEAKY_RELU": _unary("LeakyRelu"),
@@ -251,6 +271,7 @@ READERS: Mapping[str, Reader] = {
     "MEAN": _mean,
     "MINIMUM": _binary("Min"),
     "MUL": _binary("Mul"),
+    "NOT_EQUAL": _not_equal,
     "PAD": _pad,
     "PADV2": _pad,
     "QUANTIZE": _quantize,
@@ -258,6 +279,7 @@ READERS: Mapping[str, Reader] = {
     "RELU6": _relu(6.0),
     "RESHAPE": _reshape,
     "RSQRT": _rsqrt,
+    "SELECT_V2": _binary("Where"),
     "SOFTMAX": _softmax,
     "SQRT": _unary("Sqrt"),
     "STRIDED_SLICE": _slice,

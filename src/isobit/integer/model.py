@@ -52,6 +52,9 @@ class Graph:
         self.constants = {t.name: _in_bytes(t) for t in graph.initializer}
         self.inputs = tuple(v.name for v in graph.input if v.name not in self.constants)
         self.outputs = tuple(v.name for v in graph.output)
+        self.input_types = {
+            v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in graph.input
+        }
         self.nodes: list[Node] = []
         for proto in graph.node:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
