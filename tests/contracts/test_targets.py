@@ -33,6 +33,8 @@ def test_it_says_who_it_is_and_where_that_is_known_from(profile: Profile) -> Non
     assert any(word in profile.source for word in ("arXiv:", "measured on", "http"))
     assert profile.engines
     assert set(profile.engines) <= set(ENGINES)
+    assert profile.own_engine in (None, *profile.engines)
+    assert profile.assumed or profile.own_engine, "what no engine here shows is assumed: say what"
 
 
 def test_every_kind_is_known(profile: Profile) -> None:
@@ -53,7 +55,7 @@ def test_every_scheme_is_expressible(profile: Profile) -> None:
 def check_schemes(profile: Profile) -> None:
     """A static quantizer can be built and calibrated in each scheme, on its grid and within half a step."""
     x = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
-    for bits in range(2, 9):
+    for bits in sorted(set(profile.widths) - {1}):
         wide = profile.with_bits(weight=bits, activation=bits)
         for scheme in (wide.weight, wide.activation):
             values = blocks(x, scheme.granularity)
@@ -72,8 +74,10 @@ def check_schemes(profile: Profile) -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, True, 2.5])
 def test_widths_that_no_engine_computes_with(profile: Profile, bits: int) -> None:
-    with pytest.raises(SettingError, match="1 to 8 bits"):
+    with pytest.raises(SettingError, match=rf"{profile.name} computes with .* bits, got {bits}"):
         profile.with_bits(weight=bits)
+    assert list(profile.widths) == sorted(set(profile.widths))
+    assert {profile.weight.bits, profile.activation.bits, profile.edge_bits or 8} <= set(profile.widths)
 
 
 def test_few_bits_that_lie_in_bytes_have_all_levels_and_a_zero_point() -> None:
@@ -138,6 +142,7 @@ def test_what_is_quantized(network: str, profile: Profile, captured: dict[str, f
 def test_first_and_last_layer_keep_eight_bits(profile: Profile, captured: dict[str, fx.GraphModule]) -> None:
     if "conv" not in profile.placement.kinds:
         pytest.skip("the one linear layer is first and last")
+    profile = replace(profile, widths=(2, 4, 8))
     found = plan(captured["resnet18"], profile.with_bits(weight=4, activation=2))
     weights = {w.name: w.scheme.bits for w in found.weights}
     assert {name for name, bits in weights.items() if bits == 8} == {"conv1", "fc"}

@@ -1,0 +1,20 @@
+"""SigmaStar's SoCs: symmetric per-channel weights, asymmetric activations."""
+
+from isobit.core.arithmetic import FIXED_POINT
+from isobit.core.granularity import PerChannel
+from isobit.core.scheme import Scheme
+from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, HARDWARE_TABLE, Profile
+
+PROFILE = Profile(
+    name="sigmastar",
+    vendor="SigmaStar SoC, IPU",
+    source=f"{HARDWARE_TABLE}, row 10: 8 or 16 bits, weights symmetric per channel, activations asymmetric",
+    assumed="everything is quantized (graph 3); requantization by a fixed-point multiplier that rounds once",
+    weight=Scheme(granularity=PerChannel(0)),
+    activation=Scheme(symmetric=False),
+    placement=GRAPH_3,
+    fusions=FUSED_ACTIVATIONS,
+    arithmetic=FIXED_POINT,
+    engines=("onnxruntime", "openvino"),
+    widths=(8,),
+)
