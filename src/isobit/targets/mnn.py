@@ -13,8 +13,8 @@ PROFILE = Profile(
         "magnitude per output channel; its tool quantizes Convolution, ConvolutionDepthwise, Eltwise and Pooling"
     ),
     assumed=(
-        "linear layers are convolutions of 1 x 1 and quantized too; requantization by a float multiplier that rounds to "
-        "even"
+        "linear layers are convolutions of 1 x 1 and quantized too; requantization by a float multiplier that rounds "
+        "to even"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(narrow=True),

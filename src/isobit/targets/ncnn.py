@@ -13,8 +13,8 @@ PROFILE = Profile(
         "per output channel: convolution, depthwise convolution, inner product; values are clipped to -127..127"
     ),
     assumed=(
-        "ncnn rounds ties away from zero and adds biases in float; here ties go to even, and biases have 32 bits at the "
-        "scale of input times weight"
+        "ncnn rounds ties away from zero and adds biases in float; here ties go to even, and biases have 32 bits at "
+        "the scale of input times weight"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(narrow=True),

@@ -11,8 +11,8 @@ PROFILE = Profile(
     name="qnn-htp",
     vendor="Qualcomm Hexagon Tensor Processor, QNN",
     source=(
-        "https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html: QDQ with activations of unsigned 8 "
-        "or 16 bits, weights of 8 bits, symmetric where they have a scale per channel"
+        "https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html: QDQ with activations of unsigned "
+        "8 or 16 bits, weights of 8 bits, symmetric where they have a scale per channel"
     ),
     assumed="the network's output is quantized; requantization by a fixed-point multiplier that rounds once",
     weight=Scheme(granularity=PerChannel(0), narrow=True),

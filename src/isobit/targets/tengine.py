@@ -9,8 +9,8 @@ PROFILE = Profile(
     name="tengine",
     vendor="Tengine, Arm CPU",
     source=(
-        "https://github.com/OAID/Tengine/blob/tengine-lite/doc/docs_en/user_guides/quant_tool_int8.md: int8, symmetric, "
-        "weights per channel, biases of 32 bits"
+        "https://github.com/OAID/Tengine/blob/tengine-lite/doc/docs_en/user_guides/quant_tool_int8.md: int8, "
+        "symmetric, weights per channel, biases of 32 bits"
     ),
     assumed=(
         "neither weights nor activations take -128; every tensor has a scale (graph 3), as in the tool's table; "
