@@ -10,7 +10,8 @@ PROFILE = Profile(
     vendor="Apple Neural Engine (A17 Pro, M4 and later), Core ML",
     source=(
         "https://apple.github.io/coremltools/docs-guides/source/opt-quantization-api.html: linear_symmetric "
-        "activations of 8 bits, weights per channel; coremltools 8 quantizes around conv, add, avg_pool and max_pool, in -127..127"
+        "activations of 8 bits, weights per channel; coremltools quantizes around conv, add, avg_pool and "
+        "max_pool, in -127..127"
     ),
     assumed=(
         "linear layers are quantized as convolutions are; how the Neural Engine rounds is not published: by a float "

@@ -12,7 +12,7 @@ PROFILE = Profile(
     vendor="ExecuTorch, CPU with XNNPACK",
     source=(
         "https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html: 8-bit symmetric "
-        "weights per channel, 8-bit asymmetric activations; linear, convolution, add, mul, cat, adaptive average pooling"
+        "weights per channel, 8-bit asymmetric activations; linear, convolution, add, mul, cat, adaptive avg pool"
     ),
     assumed="weights leave out -128; requantization by a float multiplier, as XNNPACK does; biases become 32 bits",
     weight=Scheme(granularity=PerChannel(0), narrow=True),
