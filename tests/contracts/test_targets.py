@@ -77,7 +77,7 @@ def test_widths_that_no_engine_computes_with(profile: Profile, bits: int) -> Non
     with pytest.raises(SettingError, match=rf"{profile.name} computes with .* bits, got {bits}"):
         profile.with_bits(weight=bits)
     assert list(profile.widths) == sorted(set(profile.widths))
-    assert {profile.weight.bits, profile.activation.bits, profile.edge_bits or 8} <= set(profile.widths)
+    assert {profile.weight.bits, profile.activation.bits} | {profile.edge_bits} <= {None, *profile.widths}
 
 
 def test_few_bits_that_lie_in_bytes_have_all_levels_and_a_zero_point() -> None:
@@ -142,6 +142,8 @@ def test_what_is_quantized(network: str, profile: Profile, captured: dict[str, f
 def test_first_and_last_layer_keep_eight_bits(profile: Profile, captured: dict[str, fx.GraphModule]) -> None:
     if "conv" not in profile.placement.kinds:
         pytest.skip("the one linear layer is first and last")
+    if profile.ranges == "cast":
+        pytest.skip("a float of 16 bits has no other widths")
     profile = replace(profile, widths=(2, 4, 8))
     found = plan(captured["resnet18"], profile.with_bits(weight=4, activation=2))
     weights = {w.name: w.scheme.bits for w in found.weights}

@@ -39,7 +39,21 @@ class Codebook:
     """Indices 0 … 2^bits - 1 into a table of values that the quantizer declares; `signed` says what the values are."""
 
 
-Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook
+@dataclass(frozen=True, slots=True)
+class Float16:
+    """IEEE 754 binary16: 5 bits of exponent, 10 of mantissa; a value has its scale with it, so that none is calibrated.
+
+    Beyond ±65504 a value becomes ±65504, not infinity. Without `subnormals`, what is below 2^-14 once it is rounded
+    becomes 0.
+    """
+
+    subnormals: bool = True
+
+
+Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook | Float16
+
+LARGEST_FLOAT16 = 65504
+"""(2 - 2^-10) · 2^15."""
 
 POWERS: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((0, 1),),
@@ -78,6 +92,8 @@ def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tupl
             return (*(-p for p in reversed(sums[1:])), *sums) if signed else sums
         case Codebook():
             return tuple(range(1 << bits))
+        case Float16():
+            raise SettingError("16-bit floats are no integer levels: they are cast to")
         case Uniform():
             low = -(1 << (bits - 1)) + int(narrow) if signed else 0
             high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1

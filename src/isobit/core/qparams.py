@@ -7,8 +7,9 @@ from torch import Tensor
 
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.fake_quantize import fake_quantize, nearest_level
+from isobit.core.float16 import cast
 from isobit.core.granularity import expand
-from isobit.core.grid import Codebook, MidRise, Uniform
+from isobit.core.grid import Codebook, Float16, MidRise, Uniform
 from isobit.core.rounding import round_to_integer
 from isobit.core.scheme import PowerOfTwo, Scheme
 
@@ -46,7 +47,12 @@ class QParams:
         return fake_quantize(x, self.scale, self.zero_point, self.scheme)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max)."""
+        """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max).
+
+        Those of a float16 are its bits.
+        """
+        if isinstance(self.scheme.grid, Float16):
+            return cast(x, self.scheme.grid).half().view(torch.int16).to(torch.int32)
         scale = expand(self.scale.to(x.dtype), x.dim(), self.scheme.granularity)
         if self.codebook is not None:
             values = self.codebook.double()  # where two values are neighbours in float32, their middle is not a float32
@@ -62,6 +68,8 @@ class QParams:
 
     def dequantize(self, q: Tensor) -> Tensor:
         """(q - zero_point) · scale, float32."""
+        if isinstance(self.scheme.grid, Float16):
+            return q.to(torch.int16).view(torch.float16).float()
         scale = expand(self.scale, q.dim(), self.scheme.granularity)
         if self.codebook is not None:
             return self.codebook[q.long()] * scale
@@ -95,7 +103,7 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     Symmetric: s = max(|low|, |high|) / quant_max, z = 0; asymmetric: s = (high - low) / (quant_max - quant_min),
     z = round(quant_min - low / s), clipped to the levels. A power-of-two scale is 2^round(log2 s). A range of
     nothing but 0 gets the scale 1. A codebook starts with values an equal distance apart, from the lowest low / s
-    to the highest high / s, where s = max(|low|, |high|).
+    to the highest high / s, where s = max(|low|, |high|). A float16 has the scale 1 whatever the range.
 
     >>> p = qparams_of_range(torch.tensor(-1.0), torch.tensor(2.0), Scheme(signed=False, symmetric=False))
     >>> round(p.scale.item() * 255, 5), p.zero_point.item()
@@ -124,6 +132,8 @@ def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Ten
     """The formulas of `qparams_of_range` on tensors alone, unchecked, so that they trace under `torch.export`."""
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     lowest, highest = scheme.quant_min, scheme.quant_max
+    if isinstance(scheme.grid, Float16):
+        return torch.ones_like(low).float(), torch.zeros_like(low, dtype=torch.int32)
     if scheme.symmetric:
         scale = torch.maximum(high, -low) / max(highest, 1) if scheme.signed else high / highest
     else:

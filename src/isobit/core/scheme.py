@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 
 from isobit.core.errors import SettingError
 from isobit.core.granularity import Granularity, PerTensor
-from isobit.core.grid import AdditivePowersOfTwo, Codebook, Grid, MidRise, PowersOfTwo, Uniform, levels
+from isobit.core.grid import (
+    LARGEST_FLOAT16,
+    AdditivePowersOfTwo,
+    Codebook,
+    Float16,
+    Grid,
+    MidRise,
+    PowersOfTwo,
+    Uniform,
+    levels,
+)
 from isobit.core.rounding import HalfEven, Rounding
 
 
@@ -55,18 +65,22 @@ class Scheme:
             raise SettingError("only the uniform grid has a zero point")
         if not isinstance(self.grid, Uniform) and self.rounding != HalfEven():
             raise SettingError("only the uniform grid has a rounding: the others take the nearest level")
+        if isinstance(self.grid, Float16):
+            plain = self.bits == 16 and self.signed and self.scale == FloatScale() and not self.adapt_sign
+            if not plain or self.granularity != PerTensor() or self.narrow:
+                raise SettingError("16-bit floats are Scheme(bits=16, grid=Float16()): they have no scale and no sign")
         if isinstance(self.grid, AdditivePowersOfTwo):
             levels(self.grid, self.bits, signed=self.signed)
 
     @property
     def quant_min(self) -> int:
         """The lowest level, an integer."""
-        return self.levels[0]
+        return -LARGEST_FLOAT16 if isinstance(self.grid, Float16) else self.levels[0]
 
     @property
     def quant_max(self) -> int:
         """The highest level, an integer."""
-        return self.levels[-1]
+        return LARGEST_FLOAT16 if isinstance(self.grid, Float16) else self.levels[-1]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -80,6 +94,8 @@ class Scheme:
         return replace(self, adapt_sign=False, signed=not all_non_negative, narrow=self.narrow and not all_non_negative)
 
     def __str__(self) -> str:
+        if isinstance(self.grid, Float16):
+            return "float16" if self.grid.subnormals else "float16 without subnormals"
         sign = f"{'s' if self.signed else 'u'}{self.bits}"
         words = [f"{sign} or u{self.bits}" if self.adapt_sign else sign]
         words += ["narrow"] if self.narrow else []

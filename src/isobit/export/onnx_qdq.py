@@ -19,10 +19,12 @@ from torch import Tensor, fx
 from isobit.core.artifact import Artifact
 from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.core.float16 import SMALLEST_NORMAL
+from isobit.core.grid import LARGEST_FLOAT16
 from isobit.export.blockwise import write_blockwise
 from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
-from isobit.export.packing import pack_weights, write_look_ups
+from isobit.export.packing import pack_weights, write_casts, write_look_ups
 from isobit.export.tidy import tidy
 from isobit.graph.convert import Levels, convert, hash_integers, levels
 from isobit.graph.insert import preparation
@@ -60,6 +62,7 @@ class OnnxQdq:
         tidy(program, layers=set(names(model.graph).values()))
         profile = preparation(model).profile
         write_look_ups(program, levels(deployed))
+        write_casts(program)
         left = _write_form(program, profile.form, levels(deployed))
         if self.packed:
             pack_weights(program, left)
@@ -169,6 +172,22 @@ def _look_up(table: Any, index: Any) -> Any:
     return op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
 
 
+def _cast_to_float16(x: Any, subnormals: bool) -> Any:
+    largest = float(LARGEST_FLOAT16)
+    y: Any = op.Clip(x, op.Constant(value_float=-largest), op.Constant(value_float=largest))
+    half: Any = op.Cast(y, to=int(ir.DataType.FLOAT16))
+    y = op.Cast(half, to=int(ir.DataType.FLOAT))
+    if subnormals:
+        return y
+    size, smallest, zero = (op.Abs(y), *(op.Constant(value_float=v) for v in (SMALLEST_NORMAL, 0.0)))
+    return op.Where(op.Less(size, smallest), zero, y)  # type: ignore[type-var]
+
+
+def _from_float16(x: Any) -> Any:
+    # The exporter folds a Cast of a constant, and leaves a DequantizeLinear alone; `write_casts` makes it a Cast.
+    return op.DequantizeLinear(x, op.Constant(value_float=1.0))  # type: ignore[type-var]
+
+
 def _global_average_pool(x: Any) -> Any:
     return op.GlobalAveragePool(x)
 
@@ -180,6 +199,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
     torch.ops.isobit.quantize_to_levels.default: _quantize_to_levels,
     torch.ops.isobit.look_up.default: _look_up,
+    torch.ops.isobit.cast_to_float16.default: _cast_to_float16,
+    torch.ops.isobit.from_float16.default: _from_float16,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,
 }
 

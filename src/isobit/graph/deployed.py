@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of, expand
+from isobit.core.grid import Float16
 from isobit.core.qparams import QParams
+from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.integer_ops import (
     check_bits,
     dequantize,
@@ -118,6 +120,9 @@ class CodebookWeight(nn.Module):
         return bias
 
 
+DeployedWeight = IntegerWeight | CodebookWeight | Float16Weight
+
+
 def fine_scale(bias: Tensor) -> Tensor:
     """A power of two, a scalar: whole multiples of it are float32 values and round a bias by 2^-24 of the largest."""
     largest = bias.detach().abs().max().float().clamp(min=torch.finfo(torch.float32).tiny * 2.0**24)
@@ -132,8 +137,10 @@ def in_a_byte(grid: QParams) -> bool:
 
 def deployed_weight(
     weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, channels: int, name: str
-) -> IntegerWeight | CodebookWeight:
-    """The form of a weight in a file: integers where a byte holds its levels, else indices into a table."""
+) -> DeployedWeight:
+    """The form of a weight in a file: integers where a byte holds its levels, else indices into a table, or floats."""
+    if isinstance(grid.scheme.grid, Float16):
+        return Float16Weight(weight, grid.scheme.grid, bias)
     if in_a_byte(grid):
         return IntegerWeight(weight, grid, bias, input_scale, name=name)
     return CodebookWeight(weight, grid, weight.new_zeros(channels) if bias is None else bias, name=name)
@@ -159,7 +166,7 @@ def _layout(grid: QParams, weight: Tensor) -> tuple[int, int]:
 class DeployedConv(nn.Module):
     """A convolution with integer weights. Its padding is that of the float layer."""
 
-    def __init__(self, layer: nn.modules.conv._ConvNd, weight: IntegerWeight | CodebookWeight) -> None:
+    def __init__(self, layer: nn.modules.conv._ConvNd, weight: DeployedWeight) -> None:
         super().__init__()
         if layer.padding_mode != "zeros":
             raise UnsupportedError(f"a convolution with {layer.padding_mode} padding cannot be exported")
@@ -191,7 +198,7 @@ class DeployedConv(nn.Module):
 class DeployedLinear(nn.Module):
     """A linear layer with integer weights."""
 
-    def __init__(self, weight: IntegerWeight | CodebookWeight) -> None:
+    def __init__(self, weight: DeployedWeight) -> None:
         super().__init__()
         self.integer = weight
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import nearest_level
 from isobit.core.granularity import PerTensor
-from isobit.core.grid import Uniform
+from isobit.core.grid import Float16, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.scheme import Scheme
+from isobit.graph.deployed_float16 import Float16Quantizer
 from isobit.graph.integer_ops import (
     check_bits,
     dynamic_quantize_dequantize,
@@ -64,6 +65,8 @@ def activation_quantizer(
     grid: QParams | DynamicRange, *, non_negative: bool, name: str, signed_bytes: bool = False
 ) -> nn.Module:
     """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
+    if isinstance(grid, QParams) and isinstance(grid.scheme.grid, Float16):
+        return Float16Quantizer(grid.scheme.grid)
     if isinstance(grid, QParams) and not isinstance(grid.scheme.grid, Uniform):
         return LevelQuantizer(grid, name=name)
     if isinstance(grid, QParams):

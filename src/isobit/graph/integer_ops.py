@@ -5,6 +5,8 @@ from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
+from isobit.core.float16 import cast
+from isobit.core.grid import Float16
 from isobit.core.qparams import dynamic_range
 from isobit.core.scheme import Scheme
 
@@ -91,6 +93,29 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
 @look_up.register_fake
 def _(table: Tensor, index: Tensor) -> Tensor:
     return torch.empty_like(index, dtype=table.dtype)
+
+
+@torch.library.custom_op("isobit::cast_to_float16", mutates_args=())
+def cast_to_float16(x: Tensor, subnormals: bool) -> Tensor:
+    """x on the grid of float16, as float32: Clip, Cast and Cast back; without subnormals, Abs, Less and Where too."""
+    y = cast(x, Float16(subnormals=subnormals))
+    return y.clone() if y is x else y
+
+
+@cast_to_float16.register_fake
+def _(x: Tensor, subnormals: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isobit::from_float16", mutates_args=())
+def from_float16(x: Tensor) -> Tensor:
+    """Float16 to float32: Cast."""
+    return x.float()
+
+
+@from_float16.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32)
 
 
 @torch.library.custom_op("isobit::global_average_pool", mutates_args=())

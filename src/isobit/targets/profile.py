@@ -51,15 +51,15 @@ class Placement:
 class Profile:
     """A target. `source` says where its settings come from; `engines` where its files can be verified here.
 
-    `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the
-    width of the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that
-    a file for it holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the
-    width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
-    normalization into the convolution before anything is quantized. `offset_weights` says that the engine holds weights
-    of fewer than 8 bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in
-    the file, costs nothing. `ranges` says where those of activations come from: from
-    calibration, from each input while the network runs, or from nowhere, since activations stay in float. `form` is
-    what a file multiplies weights with. `widths` are those that weights and activations may have.
+    `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the width of
+    the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that a file for it
+    holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the width of a
+    bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch normalization into
+    the convolution before anything is quantized. `offset_weights` says that the engine holds weights of fewer than 8
+    bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in the file, costs
+    nothing. `ranges` says where those of activations come from: from calibration, from each input while the network
+    runs, or from nowhere, since activations stay in float, or, with weights and biases, are cast to a float format that
+    needs none. `form` is what a file multiplies weights with. `widths` are those that weights and activations may have.
 
     `assumed` says what in the profile `source` does not. `own_engine` is the one of `engines` that the target is; where
     it is None, the others stand in for it: they show that the file holds what the simulation computes, while the
@@ -83,7 +83,7 @@ class Profile:
     signed_bytes: bool = False
     fold_bn: bool = True
     offset_weights: bool = False
-    ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
+    ranges: Literal["calibrated", "dynamic", "none", "cast"] = "calibrated"
     form: Form = DequantizeLinear()
 
     @property
@@ -182,6 +182,15 @@ GRAPH_1 = Placement(inputs=CONV_AND_LINEAR, every_consumer=False)
 
 GRAPH_3 = Placement(inputs=ARITHMETIC_OPS, outputs=ARITHMETIC_OPS | ACTIVATIONS, shared=MOVES)
 """MQBench's graph 3: every quantizable op's output, both operands of an add and its result."""
+
+FLOAT_OPS = ARITHMETIC_OPS | ACTIVATIONS | {
+    "attention", "batch_norm", "div", "elu", "gelu", "group_norm", "hardsigmoid", "hardswish", "instance_norm",
+    "interpolate", "layer_norm", "leaky_relu", "mean", "mul", "prelu", "sigmoid", "silu", "softmax", "sub", "tanh",
+}  # fmt: skip
+"""Everything that computes: an engine of short floats has kernels for all."""
+
+ALL_FLOAT = Placement(inputs=FLOAT_OPS, outputs=FLOAT_OPS, shared=MOVES, network_output=True)
+"""Every tensor is rounded to a short float."""
 
 GRAPH_3_WITHOUT_MATMUL = replace(GRAPH_3, inputs=GRAPH_3.inputs - {"matmul"}, outputs=GRAPH_3.outputs - {"matmul"})
 """Graph 3 where products of two activations stay in float: engines made for convolutional networks."""
