@@ -204,8 +204,9 @@ def random_inputs(path: Path, *, samples: int = 32, seed: int = 0) -> list[tuple
         if reader is None:
             raise ArtifactError(f"no quantizer reads the input {value.name!r}, so its range is unknown: give data")
         scale, zero_point = float(constants[reader.input[1]]), constants[reader.input[2]]
-        lowest = int(np.iinfo(zero_point.dtype).min) - int(zero_point)
-        found.append((torch.rand([samples, *sizes[1:]], generator=generator) * 255 + lowest) * scale)
+        limits = np.iinfo(zero_point.dtype)
+        steps = torch.rand([samples, *sizes[1:]], generator=generator) * (int(limits.max) - int(limits.min))
+        found.append((steps + int(limits.min) - int(zero_point)) * scale)
     return [(tuple(x[i : i + 8] for x in found),) for i in range(0, samples, 8)]
 
 

@@ -1,6 +1,6 @@
 """Arithmetic: how an engine turns an integer accumulator into the integers of the next tensor, as a value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,9 @@ class FixedPoint:
     With `double_rounding`, as gemmlowp and the reference kernels of TensorFlow Lite do: first the high half of
     the doubled product, then a shift that rounds half away from zero (Jacob et al. 2018, section 2.2). Without,
     one shift that rounds half up.
+
+    Results of 16 bits, whose accumulators have 64, take m0 rounded to 15 bits and one shift that rounds half up, as
+    TensorFlow Lite does: |acc| stays below 2^47.
     """
 
     double_rounding: bool = True
@@ -62,7 +65,10 @@ class FusedRatios:
 
 @dataclass(frozen=True, slots=True)
 class WidenedSum:
-    """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite."""
+    """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite.
+
+    Operands of 16 bits are multiplied by 2^15.
+    """
 
     bits: int = 20
 
@@ -82,7 +88,8 @@ class Arithmetic:
 
     `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits (x86 before VNNI),
     None where they are not. `average` is the rule of average pooling with a window, `global_average` that of
-    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations.
+    the mean over the whole plane. `signed` says whether it has integer kernels for signed activations, `widest` up to
+    how many bits it has integer kernels at all.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -94,6 +101,7 @@ class Arithmetic:
     accumulator_bits: int = 32
     pair_bits: int | None = None
     signed: bool = True
+    widest: int = 8
 
 
 FLOAT32 = Arithmetic()
@@ -117,6 +125,12 @@ FIXED_POINT = Arithmetic(
 
 SHIFT = Arithmetic(requantize=Shift(), add=ThroughRequantize(), average=ThroughRequantize(), concat=ThroughRequantize())
 """Scales that are powers of two: nothing but shifts."""
+
+WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
+"""The same with integers of up to 16 bits, summed in 64."""
+
+WIDE_SHIFT = replace(SHIFT, accumulator_bits=64, widest=16)
+"""Shifts, with integers of up to 16 bits, summed in 64."""
 
 OPENVINO = Arithmetic(
     requantize=ThroughFloat(),

@@ -65,6 +65,17 @@ POWERS: dict[int, tuple[tuple[int, ...], ...]] = {
 """The sets of additive powers of two, as integers, for each number of bits that the magnitude has."""
 
 
+def uniform_ends(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
+    """The lowest and the highest level of the uniform grid.
+
+    >>> uniform_ends(16, signed=True)
+    (-32768, 32767)
+    """
+    if not signed:
+        return 0, (1 << bits) - 1
+    return -(1 << (bits - 1)) + int(narrow), (1 << (bits - 1)) - 1
+
+
 def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, ...]:
     """The levels in ascending order, at most 2^bits of them.
 
@@ -95,8 +106,7 @@ def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tupl
         case Float16():
             raise SettingError("16-bit floats are no integer levels: they are cast to")
         case Uniform():
-            low = -(1 << (bits - 1)) + int(narrow) if signed else 0
-            high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
+            low, high = uniform_ends(bits, signed=signed, narrow=narrow)
             return tuple(range(low, high + 1))
         case PowersOfTwo():
             count = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1

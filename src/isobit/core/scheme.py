@@ -14,6 +14,7 @@ from isobit.core.grid import (
     PowersOfTwo,
     Uniform,
     levels,
+    uniform_ends,
 )
 from isobit.core.rounding import HalfEven, Rounding
 
@@ -75,12 +76,21 @@ class Scheme:
     @property
     def quant_min(self) -> int:
         """The lowest level, an integer."""
-        return -LARGEST_FLOAT16 if isinstance(self.grid, Float16) else self.levels[0]
+        return self._ends()[0]
 
     @property
     def quant_max(self) -> int:
         """The highest level, an integer."""
-        return LARGEST_FLOAT16 if isinstance(self.grid, Float16) else self.levels[-1]
+        return self._ends()[1]
+
+    def _ends(self) -> tuple[int, int]:
+        match self.grid:
+            case Float16():
+                return -LARGEST_FLOAT16, LARGEST_FLOAT16
+            case Uniform():  # not from the levels: 16 bits have 65,536
+                return uniform_ends(self.bits, signed=self.signed, narrow=self.narrow)
+            case _:
+                return self.levels[0], self.levels[-1]
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -142,7 +142,7 @@ def _quantize_cap_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high
 
 def _quantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
     q = op.QuantizeLinear(x, scale, zero_point)
-    if (low, high) not in ((0, 255), (-128, 127)):
+    if (low, high) not in ((0, 255), (-128, 127), (0, 65535), (-32768, 32767)):
         # On the integers: a float Clip in front would keep engines from fusing the QuantizeLinear.
         kind = np.int8 if low < 0 else np.uint8
         q = op.Clip(q, op.Constant(value=_byte(low, kind)), op.Constant(value=_byte(high, kind)))
@@ -180,7 +180,7 @@ def _cast_to_float16(x: Any, subnormals: bool) -> Any:
     if subnormals:
         return y
     size, smallest, zero = (op.Abs(y), *(op.Constant(value_float=v) for v in (SMALLEST_NORMAL, 0.0)))
-    return op.Where(op.Less(size, smallest), zero, y)  # type: ignore[type-var]
+    return op.Where(op.Less(size, smallest), zero, y)
 
 
 def _from_float16(x: Any) -> Any:

@@ -16,9 +16,10 @@ from isobit.graph.deployed import (
     DeployedConv,
     DeployedLinear,
     IntegerWeight,
+    bias_step,
     deployed_weight,
     fine_scale,
-    in_a_byte,
+    is_integer,
 )
 from isobit.graph.deployed_activations import ActivationQuantizer, LevelQuantizer, activation_quantizer
 from isobit.graph.deployed_float16 import Float16Weight
@@ -58,7 +59,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
                 signed_bytes=profile.signed_bytes,
             )
             _replace(deployed, node, quantizer)
-            if isinstance(quantizer, ActivationQuantizer):
+            if isinstance(quantizer, ActivationQuantizer) and quantizer.in_bytes:
                 _take_cap(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
             scale = _input_scale(deployed, tensors, node) if profile.bias_bits else None
@@ -129,10 +130,10 @@ def round_biases(model: fx.GraphModule) -> None:
             with torch.no_grad():
                 bias.copy_(cast(bias, weight.scheme.grid))
             continue
-        if isinstance(weight, QParams) and not in_a_byte(weight):
+        if isinstance(weight, QParams) and not is_integer(weight):
             step = fine_scale(bias).double()
         elif scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
-            step = (scale.float() * weight.scale.float()).double()
+            step = bias_step(bias, scale.float() * weight.scale.float(), bits=weight.scheme.bits).double()
         else:
             continue
         with torch.no_grad():

@@ -24,7 +24,7 @@ from isobit.graph.integer_ops import (
 
 @dataclass(frozen=True, eq=False)
 class StoredGrid:
-    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
+    """A grid as a file holds it: q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
 
     scale: Tensor
     zero_point: Tensor
@@ -43,8 +43,10 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
     if not isinstance(grid.scheme.granularity, PerTensor):
         raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
     check_bits(grid.scheme.bits, name)
-    if grid.scheme.quant_max - grid.scheme.quant_min > 255:
+    if grid.scheme.bits <= 8 and grid.scheme.quant_max - grid.scheme.quant_min > 255:
         raise UnsupportedError(f"{name}: activations of {grid.scheme} do not fit one byte; use fewer bits")
+    if grid.scheme.bits > 8:
+        return _store_wide(grid, signed=signed_bytes)
     zero = int(grid.zero_point)
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
     stays_signed = grid.scheme.signed and signed_bytes and not non_negative
@@ -59,6 +61,15 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
         low=(low if stays_signed else max(low, base)) - base,
         high=high - base,
     )
+
+
+def _store_wide(grid: QParams, *, signed: bool) -> StoredGrid:
+    """16 bits: all levels stay, since no engine's Clip takes integers of that type."""
+    up = 1 << 15 if grid.scheme.signed and not signed else 0
+    kind = torch.int16 if grid.scheme.signed and signed else torch.uint16
+    low, high = (-(1 << 15), (1 << 15) - 1) if kind == torch.int16 else (0, (1 << 16) - 1)
+    zero_point = torch.tensor(int(grid.zero_point) + up, dtype=kind)
+    return StoredGrid(scale=grid.scale.detach().clone().float(), zero_point=zero_point, low=low, high=high)
 
 
 def activation_quantizer(
@@ -93,6 +104,11 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
         self.low, self.high = grid.low, grid.high
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether its integers are bytes."""
+        return self.zero_point.dtype.itemsize == 1
 
     def cap(self, limits: Tensor, dims: int) -> None:
         """Take in min(x, limits), of (channels,), which rounding commutes with; x has `dims` axes."""

@@ -142,7 +142,14 @@ def _global_average_pool_backward(ctx: torch.autograd.function.FunctionCtx, grad
 global_average_pool.register_autograd(_global_average_pool_backward, setup_context=_global_average_pool_setup)
 
 
-def check_bits(bits: int, name: str) -> None:
-    """Raise UnsupportedError for integers that do not fit the bytes that engines compute with."""
+def integer_type(bits: int, *, signed: bool) -> torch.dtype:
+    """The smallest type of a file that holds integers of that many bits."""
     if bits > 8:
-        raise UnsupportedError(f"{name} has {bits} bits: an exported file holds integers of at most 8 bits")
+        return torch.int16 if signed else torch.uint16
+    return torch.int8 if signed else torch.uint8
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Raise UnsupportedError for integers that a file has no type for."""
+    if bits > 8 and bits != 16:
+        raise UnsupportedError(f"{name} has {bits} bits: an exported file holds integers of at most 8 bits, or of 16")

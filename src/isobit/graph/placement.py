@@ -112,7 +112,7 @@ class _Placer:
             for bits in self.rules.bits_of(name) or ():
                 if bits not in self.profile.widths:
                     widths = in_words(self.profile.widths)
-                    raise SettingError(f"{self.profile.name} computes with {widths} bits: {name} cannot have {bits}")
+                    raise SettingError(f"{self.profile.name} computes with {widths} bits: {name!r} cannot have {bits}")
             if pattern := self.rules.forced_by(name):
                 start = f"the rule {pattern!r} demands that {name} is quantized, but "
                 if self.kind(node) not in kinds | self.fusable():
@@ -222,7 +222,7 @@ class _Placer:
         """(weight, activation) bits of an op: a rule, else the edge's, else the profile's."""
         default = (self.profile.weight.bits, self.profile.activation.bits)
         if node in self.edges and self.profile.edge_bits:
-            default = (self.profile.edge_bits, self.profile.edge_bits)
+            default = (max(self.profile.edge_bits, default[0]), max(self.profile.edge_bits, default[1]))
         found = self.rules.bits_of(self.names[node]) or default
         return found if self.profile.ranges == "calibrated" else (found[0], self.profile.activation.bits)
 
@@ -254,7 +254,7 @@ class _Placer:
         if asked:
             return max(asked)
         if any(r.op == "output" for r in readers) and self.profile.edge_bits:
-            return self.profile.edge_bits
+            return max(self.profile.edge_bits, self.profile.activation.bits)
         return self.profile.activation.bits
 
     def ruled(self, node: fx.Node) -> tuple[int, int] | None:

@@ -42,7 +42,7 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
         case ThroughFloat():
             return quantize(a.floats + b.floats, output)
         case WidenedSum(bits=bits):
-            return _add_widened(a, b, output, arithmetic, bits)
+            return _add_widened(a, b, output, arithmetic, bits if output.bits <= 8 else 15)
         case ThroughRequantize():
             if not isinstance(arithmetic.requantize, Shift):
                 return quantize(a.floats + b.floats, output)
@@ -54,7 +54,8 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
 
 def multiply(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Elementwise product. MLAS: rint(float32(p · m) + z) with m = float32(float32(s_a · s_b) / s_y)."""
-    product = a.centred * b.centred  # below 2^17: exact
+    wide = output.bits > 8
+    product = a.centred.double() * b.centred.double() if wide else a.centred * b.centred  # below 2^17: exact
     factor = multiplier(arithmetic.requantize, a.format.scale, np.asarray(b.format.scale), output.scale)
     if isinstance(arithmetic.requantize, FloatMultiplier):
         return (product * float(factor) + output.zero_point).round_().clamp_(output.low, output.high)
