@@ -11,6 +11,7 @@ from golden_files import check_golden
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerChannel, PerTensor, blocks, expand, from_blocks
+from isobit.core.grid import Geometric
 from isobit.core.qparams import qparams_of_range
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.engines import ENGINES
@@ -68,7 +69,9 @@ def check_schemes(profile: Profile) -> None:
             assert torch.equal(grid.dequantize(grid.quantize(x)), quantizer(x))
             lowest, highest, step = (expand(end, 2, scheme.granularity) for end in (*grid.range(), grid.scale))
             inside = x.clamp(lowest, highest)  # a power-of-two scale may clip
-            assert bool(((quantizer(x) - inside).abs() <= 0.501 * step).all())
+            if isinstance(scheme.grid, Geometric):  # half a step is a ratio
+                step = torch.maximum(step, inside.abs() * (2 ** (1 / scheme.grid.steps) - 1))
+            assert bool(((quantizer(x) - inside).abs() <= 0.511 * step).all())
     assert isinstance(profile.activation.granularity, PerTensor)
 
 

@@ -50,7 +50,15 @@ class Float16:
     subnormals: bool = True
 
 
-Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook | Float16
+@dataclass(frozen=True, slots=True)
+class Geometric:
+    """Logarithmic with `steps` levels in each octave: 0, s · 2^(k / steps) for k = 0, 1, … and -s · 2^(k / steps) for
+    k = 1, 2, …, whose code is a sign and the bits of k. Levels are indices into these values, ascending."""
+
+    steps: int = 16
+
+
+Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook | Float16 | Geometric
 
 LARGEST_FLOAT16 = 65504
 """(2 - 2^-10) · 2^15."""
@@ -101,7 +109,7 @@ def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tupl
                 )
             sums = tuple(sorted({sum(terms) for terms in product(*POWERS[magnitude])}))
             return (*(-p for p in reversed(sums[1:])), *sums) if signed else sums
-        case Codebook():
+        case Codebook() | Geometric():
             return tuple(range(1 << bits))
         case Float16():
             raise SettingError("16-bit floats are no integer levels: they are cast to")

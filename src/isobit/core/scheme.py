@@ -9,6 +9,7 @@ from isobit.core.grid import (
     AdditivePowersOfTwo,
     Codebook,
     Float16,
+    Geometric,
     Grid,
     MidRise,
     PowersOfTwo,
@@ -66,10 +67,12 @@ class Scheme:
             raise SettingError("only the uniform grid has a zero point")
         if not isinstance(self.grid, Uniform) and self.rounding != HalfEven():
             raise SettingError("only the uniform grid has a rounding: the others take the nearest level")
-        if isinstance(self.grid, Float16):
-            plain = self.bits == 16 and self.signed and self.scale == FloatScale() and not self.adapt_sign
-            if not plain or self.granularity != PerTensor() or self.narrow:
-                raise SettingError("16-bit floats are Scheme(bits=16, grid=Float16()): they have no scale and no sign")
+        plain = self.signed and self.scale == FloatScale() and not self.adapt_sign and not self.narrow
+        plain = plain and self.granularity == PerTensor()
+        if isinstance(self.grid, Geometric) and (not plain or not 2 <= self.bits <= 8):
+            raise SettingError("the geometric grid has 2 to 8 bits, a sign, and one float scale for a tensor")
+        if isinstance(self.grid, Float16) and (not plain or self.bits != 16):
+            raise SettingError("16-bit floats are Scheme(bits=16, grid=Float16()): they have no scale and no sign")
         if isinstance(self.grid, AdditivePowersOfTwo):
             levels(self.grid, self.bits, signed=self.signed)
 
@@ -117,7 +120,9 @@ class Scheme:
         )
         if isinstance(self.scale, PowerOfTwo):
             words.append("2^n scale")
-        if not isinstance(self.grid, Uniform):
+        if isinstance(self.grid, Geometric):
+            words.append(f"logarithmic, {self.grid.steps} steps an octave")
+        elif not isinstance(self.grid, Uniform):
             words.append(_GRID_WORDS[type(self.grid)])
         return " ".join(words)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -172,6 +173,21 @@ def _look_up(table: Any, index: Any) -> Any:
     return op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
 
 
+def _quantize_to_octaves(x: Any, table: Any, borders: Any, steps: int, lowest: float) -> Any:
+    # In floats, of which 2^24 are whole numbers in a row. The table has as many values below 0 as above, less one.
+    integer, (zero, one, tiny) = int(ir.DataType.INT64), (op.Constant(value_float=v) for v in (0.0, 1.0, 1e-38))
+    half: Any = op.Div(op.Size(table), op.Constant(value_int=2))  # type: ignore[type-var]
+    middle: Any = op.Cast(half, to=int(ir.DataType.FLOAT))
+    x = op.Clip(x, op.ReduceMin(table, keepdims=0), op.ReduceMax(table, keepdims=0))
+    octaves: Any = op.Mul(op.Log(op.Clip(op.Abs(x), tiny)), op.Constant(value_float=steps / math.log(2)))
+    above: Any = op.Clip(op.Sub(op.Round(octaves), op.Constant(value_float=lowest)), zero, op.Sub(middle, one))
+    below: Any = op.Sub(op.Sub(middle, one), above)
+    index: Any = op.Cast(op.Where(op.Less(x, zero), below, op.Add(middle, above)), to=integer)
+    low, high = op.Gather(borders, index), op.Gather(borders, op.Add(index, op.Constant(value_int=1)))
+    down, up = (op.Cast(c, to=integer) for c in (op.Less(x, low), op.GreaterOrEqual(x, high)))
+    return op.Gather(table, op.Sub(op.Add(index, up), down))
+
+
 def _cast_to_float16(x: Any, subnormals: bool) -> Any:
     largest = float(LARGEST_FLOAT16)
     y: Any = op.Clip(x, op.Constant(value_float=-largest), op.Constant(value_float=largest))
@@ -199,6 +215,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
     torch.ops.isobit.quantize_to_levels.default: _quantize_to_levels,
     torch.ops.isobit.look_up.default: _look_up,
+    torch.ops.isobit.quantize_to_octaves.default: _quantize_to_octaves,
     torch.ops.isobit.cast_to_float16.default: _cast_to_float16,
     torch.ops.isobit.from_float16.default: _from_float16,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,

@@ -21,7 +21,12 @@ from isobit.graph.deployed import (
     fine_scale,
     is_integer,
 )
-from isobit.graph.deployed_activations import ActivationQuantizer, LevelQuantizer, activation_quantizer
+from isobit.graph.deployed_activations import (
+    ActivationQuantizer,
+    GeometricQuantizer,
+    LevelQuantizer,
+    activation_quantizer,
+)
 from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
@@ -73,7 +78,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
 
 def integers(deployed: nn.Module) -> dict[str, Tensor]:
     """Every integer tensor and scale of a deployed model, by name: what the certificate's hash covers."""
-    kinds = (ActivationQuantizer, LevelQuantizer, IntegerWeight, CodebookWeight, Float16Weight)
+    kinds = (ActivationQuantizer, LevelQuantizer, GeometricQuantizer, IntegerWeight, CodebookWeight, Float16Weight)
     found: dict[str, Tensor] = {}
     for name, module in deployed.named_modules():
         if isinstance(module, kinds):

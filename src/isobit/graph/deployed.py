@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
+from isobit.core.geometric import values as geometric_values
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of, expand
-from isobit.core.grid import Float16, Uniform
+from isobit.core.grid import Float16, Geometric, Uniform
 from isobit.core.qparams import QParams
 from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.integer_ops import (
@@ -94,14 +95,17 @@ class CodebookWeight(nn.Module):
         check_bits(grid.scheme.bits, name)
         found = grid.quantize(weight.detach())
         values = grid.codebook
-        if values is None:  # integer levels that no byte holds
+        scale = grid.scale.detach().float()
+        if isinstance(grid.scheme.grid, Geometric):
+            values, scale = geometric_values(scale, grid.scheme.grid, grid.scheme.bits), torch.ones_like(scale)
+        elif values is None:  # integer levels that no byte holds
             steps = torch.tensor(grid.scheme.levels, device=found.device)
             found, values = torch.searchsorted(steps, found), steps
         self.levels = tuple(range(len(values)))
         self.axis, self.block = _layout(grid, weight)
         self.register_buffer("q", found.to(torch.uint8))
         self.register_buffer("table", values.detach().float())
-        self.register_buffer("scale", grid.scale.detach().float())
+        self.register_buffer("scale", scale)
         self.register_buffer("bias_scale", fine_scale(bias))
         self.register_buffer("bias_q", integer_bias(bias, self.bias_scale))
         self.register_buffer("bias_zero_point", torch.zeros_like(self.bias_q[0]))
@@ -145,7 +149,8 @@ def is_integer(grid: QParams) -> bool:
     wide = isinstance(grid.scheme.grid, Uniform) and grid.scheme.bits == 16
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
     byte = -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255)
-    return wide or (grid.codebook is None and byte)
+    has_table = grid.codebook is not None or isinstance(grid.scheme.grid, Geometric)
+    return wide or (byte and not has_table)
 
 
 def deployed_weight(

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import nearest_level
+from isobit.core.geometric import borders, values
 from isobit.core.granularity import PerTensor
-from isobit.core.grid import Float16, Uniform
+from isobit.core.grid import Float16, Geometric, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.scheme import Scheme
 from isobit.graph.deployed_float16 import Float16Quantizer
@@ -19,6 +20,7 @@ from isobit.graph.integer_ops import (
     quantize_cap_dequantize,
     quantize_dequantize,
     quantize_to_levels,
+    quantize_to_octaves,
 )
 
 
@@ -78,6 +80,8 @@ def activation_quantizer(
     """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
     if isinstance(grid, QParams) and isinstance(grid.scheme.grid, Float16):
         return Float16Quantizer(grid.scheme.grid)
+    if isinstance(grid, QParams) and isinstance(grid.scheme.grid, Geometric):
+        return GeometricQuantizer(grid.scale, grid.scheme.grid, grid.scheme.bits)
     if isinstance(grid, QParams) and not isinstance(grid.scheme.grid, Uniform):
         return LevelQuantizer(grid, name=name)
     if isinstance(grid, QParams):
@@ -165,6 +169,27 @@ class LevelQuantizer(nn.Module):
         y: Tensor = quantize_to_levels(
             x, self.quarter_step, self.half_step, self.offset, self.table, self.scale, self.zero_point
         )
+        return y
+
+
+@final
+class GeometricQuantizer(nn.Module):
+    """x → the level of a geometric grid → x̂: a logarithm guesses it, the borders on both sides decide."""
+
+    table: Tensor
+    borders: Tensor
+
+    def __init__(self, scale: Tensor, grid: Geometric, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("table", values(scale.detach(), grid, bits))
+        inner = borders(scale.detach(), grid, bits)
+        ends = inner.new_tensor([-torch.inf, torch.inf])
+        self.register_buffer("borders", torch.cat([ends[:1], inner, ends[1:]]))
+        self.steps, self.lowest = grid.steps, float((scale.detach().double().log2() * grid.steps).round())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any."""
+        y: Tensor = quantize_to_octaves(x, self.table, self.borders, self.steps, self.lowest)
         return y
 
 

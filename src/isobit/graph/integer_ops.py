@@ -95,6 +95,22 @@ def _(table: Tensor, index: Tensor) -> Tensor:
     return torch.empty_like(index, dtype=table.dtype)
 
 
+@torch.library.custom_op("isobit::quantize_to_octaves", mutates_args=())
+def quantize_to_octaves(x: Tensor, table: Tensor, borders: Tensor, steps: int, lowest: float) -> Tensor:
+    """table[i] with borders[i] <= x < borders[i + 1].
+
+    In a file, i is guessed as round(log2|x| · steps) - lowest from 0, and becomes one more or one less where the
+    borders on both sides say so: the last bits of a logarithm decide nothing.
+    """
+    del steps, lowest
+    return table[torch.searchsorted(borders[1:-1], x.contiguous(), right=True)]
+
+
+@quantize_to_octaves.register_fake
+def _(x: Tensor, table: Tensor, borders: Tensor, steps: int, lowest: float) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("isobit::cast_to_float16", mutates_args=())
 def cast_to_float16(x: Tensor, subnormals: bool) -> Tensor:
     """x on the grid of float16, as float32: Clip, Cast and Cast back; without subnormals, Abs, Less and Where too."""

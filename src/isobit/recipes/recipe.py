@@ -12,6 +12,7 @@ from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerGroup, PerTensor
+from isobit.core.grid import Uniform
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
@@ -173,7 +174,7 @@ class Recipe:
             return self.equalize
         profile = self.profile()
         one_scale = isinstance(profile.weight.granularity, PerTensor) and self.weight_bits != FLOAT_BITS
-        scaled = one_scale and profile.ranges != "cast"
+        scaled = one_scale and isinstance(profile.weight.grid, Uniform)
         return not trains and scaled and profile.fold_bn and self.bn_fold in (None, 0)
 
     def observation(self) -> Observation:
@@ -213,7 +214,7 @@ class Recipe:
         """Whether weights have 8 bits or fewer, calibrated ranges, and nothing that learns."""
         profile = self.profile()
         fixed = self.method is None and name_of(self.weight_quantizer) == "fixed"
-        few = self.weight_bits != FLOAT_BITS and profile.weight.bits <= 8
+        few = self.weight_bits != FLOAT_BITS and profile.weight.bits <= 8 and isinstance(profile.weight.grid, Uniform)
         return fixed and few and profile.ranges == "calibrated"
 
 
