@@ -1,6 +1,5 @@
 """Verification: the same inputs through simulation, integer reference and engine, and a certificate of what agreed."""
 
-import json
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
-from isobit.integer.files import QUANTIZERS, format_of, load_qdq
+from isobit.integer.files import format_of, load_qdq, places_of
 
 LOCATED = 8
 """Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
@@ -282,7 +281,7 @@ def simulated_integers(model: nn.Module, file: onnx.ModelProto, inputs: tuple[Te
 
     Both list their quantizers in the order in which they run; empty where the file has merged some of them.
     """
-    places = _places(file)
+    places = places_of(file)
     found: list[np.ndarray] = []
 
     def keep(module: nn.Module, _: object, y: Tensor) -> None:
@@ -298,31 +297,6 @@ def simulated_integers(model: nn.Module, file: onnx.ModelProto, inputs: tuple[Te
     if len(places) != len(found):
         return {}
     return {place.name: place.of(q) for place, q in zip(places, found, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a file holds the integers of a quantizer: the tensor, the order of its dimensions, and how much lower."""
-
-    name: str
-    channels_last: bool = False
-    lower: int = 0
-
-    def of(self, q: np.ndarray) -> np.ndarray:
-        """The integers of the simulation as the file has them."""
-        moved = np.moveaxis(q, 1, -1) if self.channels_last else q
-        return moved.astype(np.int16) - self.lower if self.lower else moved
-
-
-def _places(file: onnx.ModelProto) -> list[_Place]:
-    """One for each quantizer of the simulation, in the order in which they run."""
-    noted = next((entry.value for entry in file.metadata_props if entry.key == QUANTIZERS), None)
-    if noted is None:
-        return [_Place(name) for name in quantized_tensors(file)]
-    try:
-        return [_Place(str(name), bool(last), int(lower)) for name, last, lower in json.loads(noted)]
-    except (ValueError, TypeError) as error:
-        raise ArtifactError("what the file says of its quantizers is damaged: export it again") from error
 
 
 def first_output(y: object) -> Tensor:

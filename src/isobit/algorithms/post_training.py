@@ -139,7 +139,7 @@ class PostTraining:
             model = prepare(statistics.model if statistics else net, example, profile, self.preparing, data=data)
             with surveyed(model) as survey:
                 model.meta["samples"] = calibrate(model, data, self.observation, progress=progress)
-            model.meta["calibration_data"] = () if self.without_data else survey.findings()
+            model.meta["calibration_data"] = () if self.without_data or profile.ranges == "cast" else survey.findings()
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
             if self.reconstruction is not None:

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from isobit.analysis.layers import quantized_layers
 from isobit.core.errors import UnsupportedError
+from isobit.core.grid import Float16
 from isobit.core.qparams import DynamicRange, QParams
 from isobit.graph.captured import tensor_at
 from isobit.graph.insert import preparation, slots
@@ -164,7 +165,8 @@ def _saved_bytes(model: fx.GraphModule) -> int:
     """How many bytes quantization saves: those of weights and biases, less those of scales and zero points."""
     if "preparation" not in model.meta:
         return 0
-    bias_bits = preparation(model).profile.bias_bits or FLOAT_BITS
+    profile = preparation(model).profile
+    bias_bits = 16 if profile.ranges == "cast" else profile.bias_bits or FLOAT_BITS
     saved = 0
     for layer in model.modules():
         if (slot := weight_slot(layer)) is None:
@@ -182,7 +184,7 @@ def _scale_bytes(slot: Slot) -> int:
     if slot.mode != "quantize":
         return 0
     grid: QParams | DynamicRange = slot.grid()
-    return 0 if isinstance(grid, DynamicRange) else 5 * grid.scale.numel()
+    return 0 if isinstance(grid, DynamicRange) or isinstance(grid.scheme.grid, Float16) else 5 * grid.scale.numel()
 
 
 # -- multiply-accumulates

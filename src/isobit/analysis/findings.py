@@ -10,6 +10,7 @@ from isobit.analysis.layer_error import sensitivity
 from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
 from isobit.core.granularity import PerChannel, PerTensor, blocks
+from isobit.core.grid import Float16
 from isobit.core.qparams import QParams
 from isobit.core.records import JointRangesRecord, SegmentRecord
 from isobit.core.scheme import PowerOfTwo
@@ -51,7 +52,7 @@ class Channels:
 def channels(layer: Layer) -> Channels | None:
     """The output channels of a layer's weight, None for a layer without a calibrated one."""
     weight, grid = layer.float_weight, None if layer.weight is None else layer.weight.grid()
-    if weight is None or not isinstance(grid, QParams):
+    if weight is None or not isinstance(grid, QParams) or isinstance(grid.scheme.grid, Float16):
         return None
     axis = PerChannel(1 if layer.kind == "conv_transpose" else 0)
     ranges = blocks(weight.double(), axis).abs().amax(1)

@@ -113,7 +113,7 @@ Bits = Annotated[
     typer.Option(
         "--bits",
         metavar="N",
-        help="Width of weights and activations, 1 to 8. [default: the target's]",
+        help="Width of weights and activations. [default and choice: the target's]",
         show_default=False,
     ),
 ]

@@ -10,6 +10,7 @@ from rich.table import Table
 from isobit.cli.output import facts
 from isobit.engines import ENGINES
 from isobit.targets import Placement, Profile
+from isobit.targets.profile import in_words
 
 
 def overview(profiles: Iterable[Profile]) -> Table:
@@ -19,9 +20,12 @@ def overview(profiles: Iterable[Profile]) -> Table:
     table.add_column("hardware")
     table.add_column("weights")
     table.add_column("activations")
-    table.add_column("verified on", no_wrap=True)
+    table.add_column("verified", no_wrap=True)
     for p in profiles:
-        table.add_row(p.name, p.vendor, str(p.weight), p.activations, "\n".join(_engine(e) for e in p.engines))
+        table.add_row(p.name, p.vendor, str(p.weight), p.activations, _verified(p))
+    table.caption = (
+        "verified: on the target's own engine, or by the integer reference alone, with its files run on other engines"
+    )
     return table
 
 
@@ -32,8 +36,10 @@ def details(p: Profile) -> Table:
             ("target", p.name),
             ("hardware", p.vendor),
             ("source", p.source),
+            ("assumed", p.assumed or "nothing"),
             ("weights", str(p.weight)),
             ("activations", p.activations),
+            ("widths", f"{in_words(p.widths)} bits"),
             ("signed activations in files", "signed bytes" if p.signed_bytes else "unsigned bytes, 128 higher"),
             ("biases", "float" if p.bias_bits is None else f"int{p.bias_bits}, scale of the input times the weight's"),
             ("first, last layer", "as all others" if p.edge_bits is None else f"at least {p.edge_bits} bits"),
@@ -42,7 +48,8 @@ def details(p: Profile) -> Table:
             ("fused", _fusions(p) or "nothing"),
             ("products in files", type(p.form).__name__),
             ("arithmetic", [f"{f.name}: {_word(getattr(p.arithmetic, f.name))}" for f in fields(p.arithmetic)]),
-            ("verified on", [_engine(e) for e in p.engines]),
+            ("verified", _verified(p)),
+            ("files run on", [_engine(e) for e in p.engines]),
         ]
     )
 
@@ -61,8 +68,10 @@ def as_json(p: Profile) -> dict[str, Any]:
         "name": p.name,
         "vendor": p.vendor,
         "source": p.source,
+        "assumed": p.assumed,
         "weight": {"scheme": str(p.weight), "bits": p.weight.bits},
         "activation": {"scheme": p.activations, "bits": None if p.ranges == "none" else p.activation.bits},
+        "widths": list(p.widths),
         "bias_bits": p.bias_bits,
         "edge_bits": p.edge_bits,
         "signed_bytes": p.signed_bytes,
@@ -72,6 +81,7 @@ def as_json(p: Profile) -> dict[str, Any]:
         "form": str(p.form),
         "arithmetic": str(p.arithmetic),
         "engines": list(p.engines),
+        "own_engine": p.own_engine,
     }
 
 
@@ -97,6 +107,10 @@ def _fusions(p: Profile) -> list[str]:
 def _word(value: object) -> str:
     """A rule by its name and settings, `FloatMultiplier`; a number as it is."""
     return str(value).removesuffix("()")
+
+
+def _verified(p: Profile) -> str:
+    return "by reference" if p.own_engine is None else f"on {_engine(p.own_engine)}"
 
 
 def _engine(name: str) -> str:

@@ -18,6 +18,9 @@ class FixedPoint:
     With `double_rounding`, as gemmlowp and the reference kernels of TensorFlow Lite do: first the high half of
     the doubled product, then a shift that rounds half away from zero (Jacob et al. 2018, section 2.2). Without,
     one shift that rounds half up.
+
+    Results of 16 bits, whose accumulators have 64, take m0 rounded to 15 bits and one shift that rounds half up, as
+    TensorFlow Lite does: |acc| stays below 2^47.
     """
 
     double_rounding: bool = True
@@ -72,7 +75,10 @@ class FusedRatios:
 
 @dataclass(frozen=True, slots=True)
 class WidenedSum:
-    """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite."""
+    """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite.
+
+    Operands of 16 bits are multiplied by 2^15.
+    """
 
     bits: int = 20
 
@@ -130,7 +136,7 @@ class Arithmetic:
     a float op. `any_rank` says that a product of more than two dimensions takes its bias into the integer sum.
     `signed` says whether it has integer kernels for signed activations, `twins` that it rewrites those as unsigned
     ones, 128 higher, first. `adds_in_convolution` says that a convolution takes the Add behind it and drops the
-    rounding between the two.
+    rounding between the two, `widest` up to how many bits it has integer kernels at all.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -148,6 +154,7 @@ class Arithmetic:
     signed: bool = True
     twins: bool = True
     adds_in_convolution: bool = False
+    widest: int = 8
 
 
 FLOAT32 = Arithmetic()
@@ -192,6 +199,12 @@ LITERT_REFERENCE = replace(
     any_rank=True,
 )
 """LiteRT's reference kernels. Measured: no mismatch."""
+
+WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
+"""The same with integers of up to 16 bits, summed in 64."""
+
+WIDE_SHIFT = replace(SHIFT, accumulator_bits=64, widest=16)
+"""Shifts, with integers of up to 16 bits, summed in 64."""
 
 OPENVINO = Arithmetic(
     requantize=ThroughFloat(),

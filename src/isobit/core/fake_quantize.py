@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from isobit.core.errors import SettingError
+from isobit.core.float16 import Cast
+from isobit.core.geometric import Snap
 from isobit.core.granularity import expand
-from isobit.core.grid import Codebook, MidRise, Uniform
+from isobit.core.grid import Codebook, Float16, Geometric, MidRise, Uniform
 from isobit.core.rounding import HalfEven, Rounding, Stochastic, round_to_integer
 from isobit.core.scheme import Scheme
 
@@ -205,6 +207,10 @@ def fake_quantize(
     >>> fake_quantize(torch.tensor([0.24, 0.26, 9.0]), torch.tensor(0.5), torch.tensor(0), Scheme(bits=4)).tolist()
     [0.0, 0.5, 3.5]
     """
+    if isinstance(scheme.grid, Float16):
+        return Cast.apply(x, scheme.grid)  # type: ignore[no-any-return, no-untyped-call]
+    if isinstance(scheme.grid, Geometric):
+        return Snap.apply(x, scale, scheme.grid, scheme.bits)  # type: ignore[no-any-return, no-untyped-call]
     scale = expand(scale.to(x.dtype), x.dim(), scheme.granularity)
     if isinstance(scheme.grid, Codebook):
         raise SettingError("a codebook has values of its own: its quantizer looks them up")

@@ -39,7 +39,29 @@ class Codebook:
     """Indices 0 … 2^bits - 1 into a table of values that the quantizer declares; `signed` says what the values are."""
 
 
-Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook
+@dataclass(frozen=True, slots=True)
+class Float16:
+    """IEEE 754 binary16: 5 bits of exponent, 10 of mantissa; a value has its scale with it, so that none is calibrated.
+
+    Beyond ±65504 a value becomes ±65504, not infinity. Without `subnormals`, what is below 2^-14 once it is rounded
+    becomes 0.
+    """
+
+    subnormals: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Geometric:
+    """Logarithmic with `steps` levels in each octave: 0, s · 2^(k / steps) for k = 0, 1, … and -s · 2^(k / steps) for
+    k = 1, 2, …, whose code is a sign and the bits of k. Levels are indices into these values, ascending."""
+
+    steps: int = 16
+
+
+Grid = Uniform | PowersOfTwo | MidRise | AdditivePowersOfTwo | Codebook | Float16 | Geometric
+
+LARGEST_FLOAT16 = 65504
+"""(2 - 2^-10) · 2^15."""
 
 POWERS: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((0, 1),),
@@ -49,6 +71,17 @@ POWERS: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)),
 }
 """The sets of additive powers of two, as integers, for each number of bits that the magnitude has."""
+
+
+def uniform_ends(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
+    """The lowest and the highest level of the uniform grid.
+
+    >>> uniform_ends(16, signed=True)
+    (-32768, 32767)
+    """
+    if not signed:
+        return 0, (1 << bits) - 1
+    return -(1 << (bits - 1)) + int(narrow), (1 << (bits - 1)) - 1
 
 
 def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, ...]:
@@ -76,11 +109,12 @@ def levels(grid: Grid, bits: int, *, signed: bool, narrow: bool = False) -> tupl
                 )
             sums = tuple(sorted({sum(terms) for terms in product(*POWERS[magnitude])}))
             return (*(-p for p in reversed(sums[1:])), *sums) if signed else sums
-        case Codebook():
+        case Codebook() | Geometric():
             return tuple(range(1 << bits))
+        case Float16():
+            raise SettingError("16-bit floats are no integer levels: they are cast to")
         case Uniform():
-            low = -(1 << (bits - 1)) + int(narrow) if signed else 0
-            high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
+            low, high = uniform_ends(bits, signed=signed, narrow=narrow)
             return tuple(range(low, high + 1))
         case PowersOfTwo():
             count = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from isobit.core.errors import CalibrationError, SettingError
 from isobit.core.fake_quantize import fake_quantize, nearest_level
+from isobit.core.float16 import cast
+from isobit.core.geometric import geometric_scale, indices, values
 from isobit.core.granularity import expand
-from isobit.core.grid import Codebook, MidRise, Uniform
+from isobit.core.grid import Codebook, Float16, Geometric, MidRise, Uniform
 from isobit.core.rounding import round_to_integer
 from isobit.core.scheme import PowerOfTwo, Scheme
 
@@ -46,11 +48,18 @@ class QParams:
         return fake_quantize(x, self.scale, self.zero_point, self.scheme)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max)."""
+        """The integers of `x`, int32, of its shape: clip(round(x / scale) + zero_point, quant_min, quant_max).
+
+        Those of a float16 are its bits.
+        """
+        if isinstance(self.scheme.grid, Float16):
+            return cast(x, self.scheme.grid).half().view(torch.int16).to(torch.int32)
+        if isinstance(self.scheme.grid, Geometric):
+            return indices(x, self.scale, self.scheme.grid, self.scheme.bits).to(torch.int32)
         scale = expand(self.scale.to(x.dtype), x.dim(), self.scheme.granularity)
         if self.codebook is not None:
-            values = self.codebook.double()  # where two values are neighbours in float32, their middle is not a float32
-            middles = (values[1:] + values[:-1]) / 2
+            centres = self.codebook.double()  # the middle of two neighbours in float32 is no float32
+            middles = (centres[1:] + centres[:-1]) / 2
             return torch.searchsorted(middles, (x / scale).double().contiguous()).to(torch.int32)
         if not isinstance(self.scheme.grid, Uniform):
             return nearest_level(x / scale, self.scheme.levels, ties_up=isinstance(self.scheme.grid, MidRise)).to(
@@ -62,6 +71,10 @@ class QParams:
 
     def dequantize(self, q: Tensor) -> Tensor:
         """(q - zero_point) · scale, float32."""
+        if isinstance(self.scheme.grid, Float16):
+            return q.to(torch.int16).view(torch.float16).float()
+        if isinstance(self.scheme.grid, Geometric):
+            return values(self.scale, self.scheme.grid, self.scheme.bits)[q.long()]
         scale = expand(self.scale, q.dim(), self.scheme.granularity)
         if self.codebook is not None:
             return self.codebook[q.long()] * scale
@@ -71,6 +84,9 @@ class QParams:
         """The lowest and highest value that does not clip, of the shape of the scale."""
         if self.codebook is not None:
             return self.codebook[0] * self.scale, self.codebook[-1] * self.scale
+        if isinstance(self.scheme.grid, Geometric):
+            ends = values(self.scale, self.scheme.grid, self.scheme.bits)
+            return ends[0], ends[-1]
         z = self.zero_point.to(self.scale.dtype)
         return (self.scheme.quant_min - z) * self.scale, (self.scheme.quant_max - z) * self.scale
 
@@ -95,7 +111,8 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     Symmetric: s = max(|low|, |high|) / quant_max, z = 0; asymmetric: s = (high - low) / (quant_max - quant_min),
     z = round(quant_min - low / s), clipped to the levels. A power-of-two scale is 2^round(log2 s). A range of
     nothing but 0 gets the scale 1. A codebook starts with values an equal distance apart, from the lowest low / s
-    to the highest high / s, where s = max(|low|, |high|).
+    to the highest high / s, where s = max(|low|, |high|). A float16 has the scale 1 whatever the range. The
+    scale of a geometric grid is its smallest positive value.
 
     >>> p = qparams_of_range(torch.tensor(-1.0), torch.tensor(2.0), Scheme(signed=False, symmetric=False))
     >>> round(p.scale.item() * 255, 5), p.zero_point.item()
@@ -116,14 +133,21 @@ def _even_codebook(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     to_one = replace(scheme, bits=2 if scheme.signed else 1, narrow=False, grid=Uniform())  # its highest level is 1
     scale, zero_point = scale_and_zero_point(low, high, to_one)
     first = float((low.clamp(max=0) / scale).min()) if scheme.signed else 0.0
-    values = torch.linspace(first, float((high.clamp(min=0) / scale).max()), 1 << scheme.bits, device=scale.device)
-    return QParams(scale, zero_point, scheme, values)
+    codebook = torch.linspace(first, float((high.clamp(min=0) / scale).max()), 1 << scheme.bits, device=scale.device)
+    return QParams(scale, zero_point, scheme, codebook)
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The formulas of `qparams_of_range` on tensors alone, unchecked, so that they trace under `torch.export`."""
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     lowest, highest = scheme.quant_min, scheme.quant_max
+    if isinstance(scheme.grid, Geometric):
+        largest = torch.maximum(high, -low)
+        largest = torch.where(largest > 0, largest.clamp(min=SMALLEST_SCALE), 1.0)
+        scale = geometric_scale(largest, scheme.grid, scheme.bits)
+        return scale.clamp(min=SMALLEST_SCALE).float(), torch.zeros_like(low, dtype=torch.int32)
+    if isinstance(scheme.grid, Float16):
+        return torch.ones_like(low).float(), torch.zeros_like(low, dtype=torch.int32)
     if scheme.symmetric:
         scale = torch.maximum(high, -low) / max(highest, 1) if scheme.signed else high / highest
     else:

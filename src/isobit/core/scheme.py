@@ -4,7 +4,19 @@ from dataclasses import dataclass, replace
 
 from isobit.core.errors import SettingError
 from isobit.core.granularity import Granularity, PerTensor
-from isobit.core.grid import AdditivePowersOfTwo, Codebook, Grid, MidRise, PowersOfTwo, Uniform, levels
+from isobit.core.grid import (
+    LARGEST_FLOAT16,
+    AdditivePowersOfTwo,
+    Codebook,
+    Float16,
+    Geometric,
+    Grid,
+    MidRise,
+    PowersOfTwo,
+    Uniform,
+    levels,
+    uniform_ends,
+)
 from isobit.core.rounding import HalfEven, Rounding
 
 
@@ -55,18 +67,33 @@ class Scheme:
             raise SettingError("only the uniform grid has a zero point")
         if not isinstance(self.grid, Uniform) and self.rounding != HalfEven():
             raise SettingError("only the uniform grid has a rounding: the others take the nearest level")
+        plain = self.signed and self.scale == FloatScale() and not self.adapt_sign and not self.narrow
+        plain = plain and self.granularity == PerTensor()
+        if isinstance(self.grid, Geometric) and (not plain or not 2 <= self.bits <= 8):
+            raise SettingError("the geometric grid has 2 to 8 bits, a sign, and one float scale for a tensor")
+        if isinstance(self.grid, Float16) and (not plain or self.bits != 16):
+            raise SettingError("16-bit floats are Scheme(bits=16, grid=Float16()): they have no scale and no sign")
         if isinstance(self.grid, AdditivePowersOfTwo):
             levels(self.grid, self.bits, signed=self.signed)
 
     @property
     def quant_min(self) -> int:
         """The lowest level, an integer."""
-        return self.levels[0]
+        return self._ends()[0]
 
     @property
     def quant_max(self) -> int:
         """The highest level, an integer."""
-        return self.levels[-1]
+        return self._ends()[1]
+
+    def _ends(self) -> tuple[int, int]:
+        match self.grid:
+            case Float16():
+                return -LARGEST_FLOAT16, LARGEST_FLOAT16
+            case Uniform():  # not from the levels: 16 bits have 65,536
+                return uniform_ends(self.bits, signed=self.signed, narrow=self.narrow)
+            case _:
+                return self.levels[0], self.levels[-1]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -80,6 +107,8 @@ class Scheme:
         return replace(self, adapt_sign=False, signed=not all_non_negative, narrow=self.narrow and not all_non_negative)
 
     def __str__(self) -> str:
+        if isinstance(self.grid, Float16):
+            return "float16" if self.grid.subnormals else "float16 without subnormals"
         sign = f"{'s' if self.signed else 'u'}{self.bits}"
         words = [f"{sign} or u{self.bits}" if self.adapt_sign else sign]
         words += ["narrow"] if self.narrow else []
@@ -91,7 +120,9 @@ class Scheme:
         )
         if isinstance(self.scale, PowerOfTwo):
             words.append("2^n scale")
-        if not isinstance(self.grid, Uniform):
+        if isinstance(self.grid, Geometric):
+            words.append(f"logarithmic, {self.grid.steps} steps an octave")
+        elif not isinstance(self.grid, Uniform):
             words.append(_GRID_WORDS[type(self.grid)])
         return " ".join(words)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from torch import Tensor, fx
 from isobit.core.artifact import Artifact
 from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.core.float16 import SMALLEST_NORMAL
+from isobit.core.grid import LARGEST_FLOAT16
 from isobit.export.blockwise import write_blockwise
 from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
-from isobit.export.packing import pack_weights, write_look_ups
+from isobit.export.packing import pack_weights, write_casts, write_look_ups
 from isobit.export.tidy import tidy
 from isobit.graph.convert import Levels, convert, hash_integers, levels
 from isobit.graph.insert import preparation
@@ -60,6 +63,7 @@ class OnnxQdq:
         tidy(program, layers=set(names(model.graph).values()))
         profile = preparation(model).profile
         write_look_ups(program, levels(deployed))
+        write_casts(program)
         left = _write_form(program, profile.form, levels(deployed))
         if self.packed:
             pack_weights(program, left)
@@ -139,7 +143,7 @@ def _quantize_cap_dequantize(x: Any, scale: Any, zero_point: Any, low: int, high
 
 def _quantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
     q = op.QuantizeLinear(x, scale, zero_point)
-    if (low, high) not in ((0, 255), (-128, 127)):
+    if (low, high) not in ((0, 255), (-128, 127), (0, 65535), (-32768, 32767)):
         # On the integers: a float Clip in front would keep engines from fusing the QuantizeLinear.
         kind = np.int8 if low < 0 else np.uint8
         q = op.Clip(q, op.Constant(value=_byte(low, kind)), op.Constant(value=_byte(high, kind)))
@@ -169,6 +173,37 @@ def _look_up(table: Any, index: Any) -> Any:
     return op.Gather(table, op.Cast(index, to=int(ir.DataType.INT32)))  # type: ignore[type-var]
 
 
+def _quantize_to_octaves(x: Any, table: Any, borders: Any, steps: int, lowest: float) -> Any:
+    # In floats, of which 2^24 are whole numbers in a row. The table has as many values below 0 as above, less one.
+    integer, (zero, one, tiny) = int(ir.DataType.INT64), (op.Constant(value_float=v) for v in (0.0, 1.0, 1e-38))
+    half: Any = op.Div(op.Size(table), op.Constant(value_int=2))  # type: ignore[type-var]
+    middle: Any = op.Cast(half, to=int(ir.DataType.FLOAT))
+    x = op.Clip(x, op.ReduceMin(table, keepdims=0), op.ReduceMax(table, keepdims=0))
+    octaves: Any = op.Mul(op.Log(op.Clip(op.Abs(x), tiny)), op.Constant(value_float=steps / math.log(2)))
+    above: Any = op.Clip(op.Sub(op.Round(octaves), op.Constant(value_float=lowest)), zero, op.Sub(middle, one))
+    below: Any = op.Sub(op.Sub(middle, one), above)
+    index: Any = op.Cast(op.Where(op.Less(x, zero), below, op.Add(middle, above)), to=integer)
+    low, high = op.Gather(borders, index), op.Gather(borders, op.Add(index, op.Constant(value_int=1)))
+    down, up = (op.Cast(c, to=integer) for c in (op.Less(x, low), op.GreaterOrEqual(x, high)))
+    return op.Gather(table, op.Sub(op.Add(index, up), down))
+
+
+def _cast_to_float16(x: Any, subnormals: bool) -> Any:
+    largest = float(LARGEST_FLOAT16)
+    y: Any = op.Clip(x, op.Constant(value_float=-largest), op.Constant(value_float=largest))
+    half: Any = op.Cast(y, to=int(ir.DataType.FLOAT16))
+    y = op.Cast(half, to=int(ir.DataType.FLOAT))
+    if subnormals:
+        return y
+    size, smallest, zero = (op.Abs(y), *(op.Constant(value_float=v) for v in (SMALLEST_NORMAL, 0.0)))
+    return op.Where(op.Less(size, smallest), zero, y)
+
+
+def _from_float16(x: Any) -> Any:
+    # The exporter folds a Cast of a constant, and leaves a DequantizeLinear alone; `write_casts` makes it a Cast.
+    return op.DequantizeLinear(x, op.Constant(value_float=1.0))  # type: ignore[type-var]
+
+
 def _global_average_pool(x: Any) -> Any:
     return op.GlobalAveragePool(x)
 
@@ -180,6 +215,9 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.isobit.dynamic_quantize_dequantize.default: _dynamic_quantize_dequantize,
     torch.ops.isobit.quantize_to_levels.default: _quantize_to_levels,
     torch.ops.isobit.look_up.default: _look_up,
+    torch.ops.isobit.quantize_to_octaves.default: _quantize_to_octaves,
+    torch.ops.isobit.cast_to_float16.default: _cast_to_float16,
+    torch.ops.isobit.from_float16.default: _from_float16,
     torch.ops.isobit.global_average_pool.default: _global_average_pool,
 }
 

@@ -43,6 +43,20 @@ def write_look_ups(model: ir.Model, names: Iterable[str]) -> None:
                 model.graph.remove(node, safe=True)
 
 
+def write_casts(model: ir.Model) -> None:
+    """Let a Cast read each float16 initializer, in place of the DequantizeLinear that the exporter left alone."""
+    for value in list(model.graph.initializers.values()):
+        if value.dtype != ir.DataType.FLOAT16:
+            continue
+        for node in [user for user, _ in value.uses() if user.op_type == "DequantizeLinear"]:
+            cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=node.name)
+            result, old = cast.outputs[0], node.outputs[0]
+            result.name, result.type, result.shape = old.name, ir.TensorType(ir.DataType.FLOAT), value.shape
+            model.graph.insert_before(node, cast)
+            old.replace_all_uses_with(result)
+            model.graph.remove(node, safe=True)
+
+
 def planes(indices: np.ndarray, bits: int) -> np.ndarray:
     """The bit planes of indices below 2^bits, the lowest first: (bits, ceil(n / 8), 1), least significant bit first."""
     flat = indices.reshape(-1).astype(np.uint8)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from isobit.core.float16 import cast
+from isobit.core.grid import Float16
 from isobit.core.qparams import DynamicRange, QParams
 from isobit.graph.capped import CappedReLU
 from isobit.graph.deployed import (
@@ -14,11 +16,18 @@ from isobit.graph.deployed import (
     DeployedConv,
     DeployedLinear,
     IntegerWeight,
+    bias_step,
     deployed_weight,
     fine_scale,
-    in_a_byte,
+    is_integer,
 )
-from isobit.graph.deployed_activations import ActivationQuantizer, LevelQuantizer, activation_quantizer
+from isobit.graph.deployed_activations import (
+    ActivationQuantizer,
+    GeometricQuantizer,
+    LevelQuantizer,
+    activation_quantizer,
+)
+from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
 from isobit.graph.slots import Slot, weight_slot
@@ -55,7 +64,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
                 signed_bytes=profile.signed_bytes,
             )
             _replace(deployed, node, quantizer)
-            if isinstance(quantizer, ActivationQuantizer):
+            if isinstance(quantizer, ActivationQuantizer) and quantizer.in_bytes:
                 _take_cap(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
             scale = _input_scale(deployed, tensors, node) if profile.bias_bits else None
@@ -69,7 +78,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
 
 def integers(deployed: nn.Module) -> dict[str, Tensor]:
     """Every integer tensor and scale of a deployed model, by name: what the certificate's hash covers."""
-    kinds = (ActivationQuantizer, LevelQuantizer, IntegerWeight, CodebookWeight)
+    kinds = (ActivationQuantizer, LevelQuantizer, GeometricQuantizer, IntegerWeight, CodebookWeight, Float16Weight)
     found: dict[str, Tensor] = {}
     for name, module in deployed.named_modules():
         if isinstance(module, kinds):
@@ -107,7 +116,8 @@ def hash_integers(deployed: nn.Module) -> str:
 
 def round_biases(model: fx.GraphModule) -> None:
     """Move the biases of a prepared model to the grid of the accumulator, so that it computes what is deployed."""
-    if not preparation(model).profile.bias_bits:
+    profile = preparation(model).profile
+    if not profile.bias_bits and profile.ranges != "cast":
         return
     tensors = tensors_of(model)
     calls = [n for n in model.graph.nodes if n.op == "call_module"]
@@ -121,10 +131,14 @@ def round_biases(model: fx.GraphModule) -> None:
             slot.quantizer(layer.weight)  # some quantizers take their scale from the weight that passes
         bias, weight, scale = layer.bias, slot.grid(), _input_scale(model, tensors, node)
         assert isinstance(bias, Tensor)
-        if isinstance(weight, QParams) and not in_a_byte(weight):
+        if isinstance(weight, QParams) and isinstance(weight.scheme.grid, Float16):
+            with torch.no_grad():
+                bias.copy_(cast(bias, weight.scheme.grid))
+            continue
+        if isinstance(weight, QParams) and not is_integer(weight):
             step = fine_scale(bias).double()
         elif scale is not None and isinstance(weight, QParams) and weight.scale.dim() <= 1:
-            step = (scale.float() * weight.scale.float()).double()
+            step = bias_step(bias, scale.float() * weight.scale.float(), bits=weight.scheme.bits).double()
         else:
             continue
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Layers of a deployed network: integer weights and biases."""
 
+import math
 from typing import final
 
 import torch
@@ -7,19 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
+from isobit.core.geometric import values as geometric_values
 from isobit.core.granularity import PerChannel, PerGroup, PerTensor, axis_of, expand
+from isobit.core.grid import Float16, Geometric, Uniform
 from isobit.core.qparams import QParams
+from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.integer_ops import (
     check_bits,
     dequantize,
     global_average_pool,
+    integer_type,
     look_up,
 )
 
 
 @final
 class IntegerWeight(nn.Module):
-    """A weight as integers (int8) with scale and zero point, and its bias as int32 at scale s_x · s_w.
+    """A weight as integers (int8, or int16) with scale and zero point, and its bias as int32 at scale s_x · s_w.
 
     A zero point of signed integers below 8 bits is taken off them, which a byte still holds; `offset` remembers it, so
     that it broadcasts against the weight, or is None.
@@ -45,14 +50,14 @@ class IntegerWeight(nn.Module):
         if grid.scheme.bits < 8 and signed and not self.block and bool((zero_point != 0).any()):
             self.offset = expand(zero_point, weight.dim(), grid.scheme.granularity)
             integers, zero_point = integers - self.offset, torch.zeros_like(zero_point)
-        self.register_buffer("q", integers.to(torch.int8 if signed else torch.uint8))
+        self.register_buffer("q", integers.to(integer_type(grid.scheme.bits, signed=signed)))
         self.register_buffer("scale", grid.scale.detach().float())
         self.register_buffer("zero_point", zero_point.to(self.q.dtype))
         self.float_bias = None if bias is None else bias.detach().clone()
         if bias is None or input_scale is None or self.block:
             return
         self.float_bias = None
-        bias_scale = input_scale.float() * self.scale
+        bias_scale = bias_step(bias, input_scale.float() * self.scale, bits=grid.scheme.bits)
         self.register_buffer("bias_q", integer_bias(bias, bias_scale))
         self.register_buffer("bias_scale", bias_scale)
         self.register_buffer("bias_zero_point", torch.zeros_like(bias_scale, dtype=torch.int32))
@@ -90,14 +95,17 @@ class CodebookWeight(nn.Module):
         check_bits(grid.scheme.bits, name)
         found = grid.quantize(weight.detach())
         values = grid.codebook
-        if values is None:  # integer levels that no byte holds
+        scale = grid.scale.detach().float()
+        if isinstance(grid.scheme.grid, Geometric):
+            values, scale = geometric_values(scale, grid.scheme.grid, grid.scheme.bits), torch.ones_like(scale)
+        elif values is None:  # integer levels that no byte holds
             steps = torch.tensor(grid.scheme.levels, device=found.device)
             found, values = torch.searchsorted(steps, found), steps
         self.levels = tuple(range(len(values)))
         self.axis, self.block = _layout(grid, weight)
         self.register_buffer("q", found.to(torch.uint8))
         self.register_buffer("table", values.detach().float())
-        self.register_buffer("scale", grid.scale.detach().float())
+        self.register_buffer("scale", scale)
         self.register_buffer("bias_scale", fine_scale(bias))
         self.register_buffer("bias_q", integer_bias(bias, self.bias_scale))
         self.register_buffer("bias_zero_point", torch.zeros_like(self.bias_q[0]))
@@ -118,23 +126,40 @@ class CodebookWeight(nn.Module):
         return bias
 
 
+DeployedWeight = IntegerWeight | CodebookWeight | Float16Weight
+
+
 def fine_scale(bias: Tensor) -> Tensor:
     """A power of two, a scalar: whole multiples of it are float32 values and round a bias by 2^-24 of the largest."""
     largest = bias.detach().abs().max().float().clamp(min=torch.finfo(torch.float32).tiny * 2.0**24)
     return torch.exp2(largest.log2().floor() - 22)
 
 
-def in_a_byte(grid: QParams) -> bool:
-    """Whether a byte holds every level of a weight's grid, so that an engine computes with the integers."""
+def bias_step(bias: Tensor, step: Tensor, *, bits: int) -> Tensor:
+    """The scale of an integer bias: `step`, which is s_x · s_w. Beside weights of 16 bits a bias can leave 32 bits of
+    that: then the least 2^k times as much that does not."""
+    if bits <= 8:
+        return step
+    most = float((bias.detach().double() / step.double()).abs().max()) / float(2**31 - 1)
+    return step * 2.0 ** max(math.ceil(math.log2(most)), 0) if most > 1 else step
+
+
+def is_integer(grid: QParams) -> bool:
+    """Whether a file holds the levels of a weight's grid as integers, with which an engine may compute."""
+    wide = isinstance(grid.scheme.grid, Uniform) and grid.scheme.bits == 16
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
-    return grid.codebook is None and -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255)
+    byte = -128 <= low <= high <= (127 if low < 0 or grid.scheme.signed else 255)
+    has_table = grid.codebook is not None or isinstance(grid.scheme.grid, Geometric)
+    return wide or (byte and not has_table)
 
 
 def deployed_weight(
     weight: Tensor, grid: QParams, bias: Tensor | None, input_scale: Tensor | None, *, channels: int, name: str
-) -> IntegerWeight | CodebookWeight:
-    """The form of a weight in a file: integers where a byte holds its levels, else indices into a table."""
-    if in_a_byte(grid):
+) -> DeployedWeight:
+    """The form of a weight in a file: integers where a type holds its levels, else indices into a table, or floats."""
+    if isinstance(grid.scheme.grid, Float16):
+        return Float16Weight(weight, grid.scheme.grid, bias)
+    if is_integer(grid):
         return IntegerWeight(weight, grid, bias, input_scale, name=name)
     return CodebookWeight(weight, grid, weight.new_zeros(channels) if bias is None else bias, name=name)
 
@@ -159,7 +184,7 @@ def _layout(grid: QParams, weight: Tensor) -> tuple[int, int]:
 class DeployedConv(nn.Module):
     """A convolution with integer weights. Its padding is that of the float layer."""
 
-    def __init__(self, layer: nn.modules.conv._ConvNd, weight: IntegerWeight | CodebookWeight) -> None:
+    def __init__(self, layer: nn.modules.conv._ConvNd, weight: DeployedWeight) -> None:
         super().__init__()
         if layer.padding_mode != "zeros":
             raise UnsupportedError(f"a convolution with {layer.padding_mode} padding cannot be exported")
@@ -191,7 +216,7 @@ class DeployedConv(nn.Module):
 class DeployedLinear(nn.Module):
     """A linear layer with integer weights."""
 
-    def __init__(self, weight: IntegerWeight | CodebookWeight) -> None:
+    def __init__(self, weight: DeployedWeight) -> None:
         super().__init__()
         self.integer = weight
 

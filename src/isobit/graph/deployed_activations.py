@@ -8,22 +8,25 @@ from torch import Tensor, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import nearest_level
+from isobit.core.geometric import borders, values
 from isobit.core.granularity import PerTensor
-from isobit.core.grid import Uniform
+from isobit.core.grid import Float16, Geometric, Uniform
 from isobit.core.qparams import SMALLEST_SCALE, DynamicRange, QParams
 from isobit.core.scheme import Scheme
+from isobit.graph.deployed_float16 import Float16Quantizer
 from isobit.graph.integer_ops import (
     check_bits,
     dynamic_quantize_dequantize,
     quantize_cap_dequantize,
     quantize_dequantize,
     quantize_to_levels,
+    quantize_to_octaves,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class StoredGrid:
-    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
+    """A grid as a file holds it: q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
 
     scale: Tensor
     zero_point: Tensor
@@ -42,8 +45,10 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
     if not isinstance(grid.scheme.granularity, PerTensor):
         raise UnsupportedError(f"{name}: engines take one scale per activation tensor, not {grid.scheme}")
     check_bits(grid.scheme.bits, name)
-    if grid.scheme.quant_max - grid.scheme.quant_min > 255:
+    if grid.scheme.bits <= 8 and grid.scheme.quant_max - grid.scheme.quant_min > 255:
         raise UnsupportedError(f"{name}: activations of {grid.scheme} do not fit one byte; use fewer bits")
+    if grid.scheme.bits > 8:
+        return _store_wide(grid, signed=signed_bytes)
     zero = int(grid.zero_point)
     low, high = grid.scheme.quant_min, grid.scheme.quant_max
     stays_signed = grid.scheme.signed and signed_bytes and not non_negative
@@ -60,10 +65,23 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
     )
 
 
+def _store_wide(grid: QParams, *, signed: bool) -> StoredGrid:
+    """16 bits: all levels stay, since no engine's Clip takes integers of that type."""
+    up = 1 << 15 if grid.scheme.signed and not signed else 0
+    kind = torch.int16 if grid.scheme.signed and signed else torch.uint16
+    low, high = (-(1 << 15), (1 << 15) - 1) if kind == torch.int16 else (0, (1 << 16) - 1)
+    zero_point = torch.tensor(int(grid.zero_point) + up, dtype=kind)
+    return StoredGrid(scale=grid.scale.detach().clone().float(), zero_point=zero_point, low=low, high=high)
+
+
 def activation_quantizer(
     grid: QParams | DynamicRange, *, non_negative: bool, name: str, signed_bytes: bool = False
 ) -> nn.Module:
     """The deployed form of an activation's quantizer; raises UnsupportedError where a file cannot hold it."""
+    if isinstance(grid, QParams) and isinstance(grid.scheme.grid, Float16):
+        return Float16Quantizer(grid.scheme.grid)
+    if isinstance(grid, QParams) and isinstance(grid.scheme.grid, Geometric):
+        return GeometricQuantizer(grid.scale, grid.scheme.grid, grid.scheme.bits)
     if isinstance(grid, QParams) and not isinstance(grid.scheme.grid, Uniform):
         return LevelQuantizer(grid, name=name)
     if isinstance(grid, QParams):
@@ -90,6 +108,11 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
         self.low, self.high = grid.low, grid.high
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether its integers are bytes."""
+        return self.zero_point.dtype.itemsize == 1
 
     def cap(self, limits: Tensor, dims: int) -> None:
         """Take in min(x, limits), of (channels,), which rounding commutes with; x has `dims` axes."""
@@ -146,6 +169,27 @@ class LevelQuantizer(nn.Module):
         y: Tensor = quantize_to_levels(
             x, self.quarter_step, self.half_step, self.offset, self.table, self.scale, self.zero_point
         )
+        return y
+
+
+@final
+class GeometricQuantizer(nn.Module):
+    """x → the level of a geometric grid → x̂: a logarithm guesses it, the borders on both sides decide."""
+
+    table: Tensor
+    borders: Tensor
+
+    def __init__(self, scale: Tensor, grid: Geometric, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("table", values(scale.detach(), grid, bits))
+        inner = borders(scale.detach(), grid, bits)
+        ends = inner.new_tensor([-torch.inf, torch.inf])
+        self.register_buffer("borders", torch.cat([ends[:1], inner, ends[1:]]))
+        self.steps, self.lowest = grid.steps, float((scale.detach().double().log2() * grid.steps).round())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any."""
+        y: Tensor = quantize_to_octaves(x, self.table, self.borders, self.steps, self.lowest)
         return y
 
 

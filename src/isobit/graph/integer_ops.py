@@ -5,6 +5,8 @@ from torch import Tensor
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.fake_quantize import fake_quantize
+from isobit.core.float16 import cast
+from isobit.core.grid import Float16
 from isobit.core.qparams import dynamic_range
 from isobit.core.scheme import Scheme
 
@@ -93,6 +95,45 @@ def _(table: Tensor, index: Tensor) -> Tensor:
     return torch.empty_like(index, dtype=table.dtype)
 
 
+@torch.library.custom_op("isobit::quantize_to_octaves", mutates_args=())
+def quantize_to_octaves(x: Tensor, table: Tensor, borders: Tensor, steps: int, lowest: float) -> Tensor:
+    """table[i] with borders[i] <= x < borders[i + 1].
+
+    In a file, i is guessed as round(log2|x| · steps) - lowest from 0, and becomes one more or one less where the
+    borders on both sides say so: the last bits of a logarithm decide nothing.
+    """
+    del steps, lowest
+    return table[torch.searchsorted(borders[1:-1], x.contiguous(), right=True)]
+
+
+@quantize_to_octaves.register_fake
+def _(x: Tensor, table: Tensor, borders: Tensor, steps: int, lowest: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isobit::cast_to_float16", mutates_args=())
+def cast_to_float16(x: Tensor, subnormals: bool) -> Tensor:
+    """x on the grid of float16, as float32: Clip, Cast and Cast back; without subnormals, Abs, Less and Where too."""
+    y = cast(x, Float16(subnormals=subnormals))
+    return y.clone() if y is x else y
+
+
+@cast_to_float16.register_fake
+def _(x: Tensor, subnormals: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isobit::from_float16", mutates_args=())
+def from_float16(x: Tensor) -> Tensor:
+    """Float16 to float32: Cast."""
+    return x.float()
+
+
+@from_float16.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32)
+
+
 @torch.library.custom_op("isobit::global_average_pool", mutates_args=())
 def global_average_pool(x: Tensor) -> Tensor:
     """The mean over all spatial positions, kept as one op: (n, c, h, w) → (n, c, 1, 1). GlobalAveragePool."""
@@ -117,7 +158,14 @@ def _global_average_pool_backward(ctx: torch.autograd.function.FunctionCtx, grad
 global_average_pool.register_autograd(_global_average_pool_backward, setup_context=_global_average_pool_setup)
 
 
-def check_bits(bits: int, name: str) -> None:
-    """Raise UnsupportedError for integers that do not fit the bytes that engines compute with."""
+def integer_type(bits: int, *, signed: bool) -> torch.dtype:
+    """The smallest type of a file that holds integers of that many bits."""
     if bits > 8:
-        raise UnsupportedError(f"{name} has {bits} bits: an exported file holds integers of at most 8 bits")
+        return torch.int16 if signed else torch.uint16
+    return torch.int8 if signed else torch.uint8
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Raise UnsupportedError for integers that a file has no type for."""
+    if bits > 8 and bits != 16:
+        raise UnsupportedError(f"{name} has {bits} bits: an exported file holds integers of at most 8 bits, or of 16")

@@ -11,7 +11,13 @@ from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, po
 from isobit.graph.attention import Attention
 from isobit.graph.capped import CappedReLU
 from isobit.graph.deployed import GlobalAveragePool
-from isobit.graph.deployed_activations import ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer
+from isobit.graph.deployed_activations import (
+    ActivationQuantizer,
+    DynamicActivationQuantizer,
+    GeometricQuantizer,
+    LevelQuantizer,
+)
+from isobit.graph.deployed_float16 import Float16Quantizer
 from isobit.graph.names import function_name
 from isobit.graph.slots import Slot
 
@@ -96,7 +102,10 @@ MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] =
     (pooling._MaxPoolNd, "max_pool"),
     (pooling._AdaptiveMaxPoolNd, "max_pool"),
     (GlobalAveragePool, "global_avg_pool"),
-    ((Slot, ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer), "quantize"),
+    (
+        (Slot, ActivationQuantizer, DynamicActivationQuantizer, Float16Quantizer, GeometricQuantizer, LevelQuantizer),
+        "quantize",
+    ),
     (pooling._AvgPoolNd, "avg_pool"),
     (pooling._AdaptiveAvgPoolNd, "avg_pool"),
     (nn.Upsample, "interpolate"),

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from isobit.core.errors import UnsupportedError
+from isobit.core.errors import SettingError, UnsupportedError
 from isobit.core.granularity import PerChannel, PerGroup
 from isobit.core.records import FloatOp
 from isobit.core.scheme import Scheme
@@ -15,6 +15,7 @@ from isobit.graph.rules import Rules
 from isobit.graph.slots import QUANTIZED_LAYERS
 from isobit.graph.tensors import PASSIVE, Tensors, is_float_tensor, tensors_of
 from isobit.targets import Profile
+from isobit.targets.profile import in_words
 
 STRUCTURAL = PASSIVE | {"input", "output", "constant", "shape", "getitem"}
 """Kinds that compute nothing."""
@@ -107,7 +108,12 @@ class _Placer:
         for node, name in compute.items():
             if pattern := self.rules.kept_by(name):
                 self.kept[node] = pattern
-            elif pattern := self.rules.forced_by(name):
+                continue
+            for bits in self.rules.bits_of(name) or ():
+                if bits not in self.profile.widths:
+                    widths = in_words(self.profile.widths)
+                    raise SettingError(f"{self.profile.name} computes with {widths} bits: {name!r} cannot have {bits}")
+            if pattern := self.rules.forced_by(name):
                 start = f"the rule {pattern!r} demands that {name} is quantized, but "
                 if self.kind(node) not in kinds | self.fusable():
                     raise UnsupportedError(
@@ -216,7 +222,7 @@ class _Placer:
         """(weight, activation) bits of an op: a rule, else the edge's, else the profile's."""
         default = (self.profile.weight.bits, self.profile.activation.bits)
         if node in self.edges and self.profile.edge_bits:
-            default = (self.profile.edge_bits, self.profile.edge_bits)
+            default = (max(self.profile.edge_bits, default[0]), max(self.profile.edge_bits, default[1]))
         found = self.rules.bits_of(self.names[node]) or default
         return found if self.profile.ranges == "calibrated" else (found[0], self.profile.activation.bits)
 
@@ -248,7 +254,7 @@ class _Placer:
         if asked:
             return max(asked)
         if any(r.op == "output" for r in readers) and self.profile.edge_bits:
-            return self.profile.edge_bits
+            return max(self.profile.edge_bits, self.profile.activation.bits)
         return self.profile.activation.bits
 
     def ruled(self, node: fx.Node) -> tuple[int, int] | None:

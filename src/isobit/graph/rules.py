@@ -27,8 +27,8 @@ class Rules:
     def __post_init__(self) -> None:
         for pattern, bits in self.bits.items():
             for value in bits if isinstance(bits, tuple) else (bits,):
-                if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
-                    raise SettingError(f"bits for {pattern!r} have to be whole numbers from 1 to 8, got {bits!r}")
+                if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16:
+                    raise SettingError(f"bits for {pattern!r} have to be whole numbers from 1 to 16, got {bits!r}")
 
     def check(self, names: Iterable[str]) -> None:
         """Raise UnknownNameError for a pattern that fits none of `names`."""

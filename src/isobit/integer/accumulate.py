@@ -7,16 +7,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isobit.core.errors import UnsupportedError
 from isobit.integer.requantize import wrap32
 
 _EXACT = 1 << 24
+_EXACT_DOUBLE = 1 << 53
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def accumulate(
-    x: Tensor, w: np.ndarray, bias: Tensor | None, *, largest: int, reduce: tuple[int, ...], product: Product
+    x: Tensor,
+    w: np.ndarray,
+    bias: Tensor | None,
+    *,
+    largest: int,
+    reduce: tuple[int, ...],
+    product: Product,
+    bits: int = 32,
 ) -> Tensor:
-    """product(x, w) + bias, exactly, as 32-bit registers hold it.
+    """product(x, w) + bias, exactly, as registers of `bits` (32 or 64) hold it.
 
     `x` holds integers of magnitude `largest` at most; `w` integers; `reduce` are the axes of `w` that `product`
     sums over; `product` is bilinear (a convolution or a matrix product). Every partial sum, in any order, is
@@ -39,16 +48,21 @@ def accumulate(
         acc = product(x.double(), torch.from_numpy(np.ascontiguousarray(w)).double())
     if bias is not None:
         acc.add_(bias.double())
-    return acc if bound + extra < 1 << 31 else wrap32(acc.to(torch.int64))
+    return _in_register(acc, bound + extra, bits)
 
 
-def accumulate_pair(a: Tensor, b: Tensor, *, largest: tuple[int, int]) -> Tensor:
+def _in_register(acc: Tensor, bound: int, bits: int) -> Tensor:
+    if bound >= _EXACT_DOUBLE:
+        raise UnsupportedError("a layer's sums of products can reach 2^53, which float64 does not hold exactly")
+    return acc if bound < 1 << 31 or bits > 32 else wrap32(acc.to(torch.int64))
+
+
+def accumulate_pair(a: Tensor, b: Tensor, *, largest: tuple[int, int], bits: int = 32) -> Tensor:
     """a @ b of two activations, exactly; the bounds on both magnitudes decide between float32 and float64."""
     bound = a.shape[-1] * largest[0] * largest[1]
     if bound < _EXACT:
         return a @ b
-    acc = a.double() @ b.double()
-    return acc if bound < 1 << 31 else wrap32(acc.to(torch.int64))
+    return _in_register(a.double() @ b.double(), bound, bits)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ Kernel = Callable[[Node, Operands, Format, Arithmetic], Tensor]
 def conv(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Convolution, grouped and depthwise too; padding is the zero point."""
     x, w = _activation(operands[0]), _weight(operands[1])
-    acc = _convolve(node, x, w, operands[2] if len(operands) > 2 else None)
+    acc = _convolve(node, x, w, operands[2] if len(operands) > 2 else None, bits=arithmetic.accumulator_bits)
     factor = multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale)
     return requantize(acc, _by_channel(factor, w), arithmetic.requantize, output)
 
 
-def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant | None) -> Tensor:
+def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant | None, *, bits: int) -> Tensor:
     kernel = w.q.shape[2:]
     window = window_of(node, x.q.shape, kernel)
     padded = F.pad(x.centred, window.torch_pads(x.q.dim()))
@@ -36,11 +36,20 @@ def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant 
     return accumulate(
         padded,
         w.centred,
-        None if bias is None else _by_channel(_weight(bias).q.astype(np.int64), w),
+        None if bias is None else _by_channel(_bias(_weight(bias), x, w), w),
         largest=_largest(x.format),
         reduce=tuple(range(1, w.q.ndim)),
         product=lambda a, b: function(a, b, None, window.strides, 0, window.dilations, group),
+        bits=bits,
     )
+
+
+def _bias(bias: Constant, x: Quantized, w: Constant) -> np.ndarray:
+    """The integers of a bias at the sum's scale s_x · s_w; beside 16-bit weights its own may be 2^k times it."""
+    q = bias.q.astype(np.int64)
+    if w.q.dtype.itemsize == 1:
+        return q
+    return q * np.rint(bias.scale / (x.format.scale * w.scale)).astype(np.int64)
 
 
 def _by_channel(values: np.ndarray, w: Constant) -> Tensor:
@@ -50,7 +59,8 @@ def _by_channel(values: np.ndarray, w: Constant) -> Tensor:
 def gemm(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Gemm: float32(alpha · s_x) takes the place of s_x."""
     x, w = _activation(operands[0]), _weight(operands[1])
-    acc = _matrix_product(x, w, operands[2] if len(operands) > 2 else None, turned=bool(node.attributes.get("transB")))
+    turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
+    acc = _matrix_product(x, w, operands[2] if len(operands) > 2 else None, turned=turned, bits=bits)
     scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
     rule = arithmetic.matmul or arithmetic.requantize
     return requantize(acc, torch.from_numpy(multiplier(rule, scale, w.scale, output.scale)), rule, output)
@@ -61,9 +71,14 @@ def matmul(node: Node, operands: Operands, output: Format, arithmetic: Arithmeti
     x, other = _activation(operands[0]), operands[1]
     if isinstance(other, Constant):
         return gemm(node, operands, output, arithmetic)
-    acc = accumulate_pair(x.centred, other.centred, largest=(_largest(x.format), _largest(other.format)))
+    acc = _pair(x, other, arithmetic)
     factor = multiplier(arithmetic.requantize, x.format.scale, np.asarray(other.format.scale), output.scale)
     return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
+
+
+def _pair(a: Quantized, b: Quantized, arithmetic: Arithmetic) -> Tensor:
+    largest = (_largest(a.format), _largest(b.format))
+    return accumulate_pair(a.centred, b.centred, largest=largest, bits=arithmetic.accumulator_bits)
 
 
 def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> Tensor:
@@ -78,25 +93,26 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     scale = np.float32(np.float32(node.attributes.get("alpha", 1.0)) * x.format.scale)
     if node.op == "Conv":
         w = _weight(other)
-        acc = _convolve(node, x, w, None)
+        acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
         y = acc.float() * _by_channel((scale * w.scale).astype(np.float32), w)
         return y if added is None else y.add_(_by_channel(added.numpy(), w))
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
-        acc = _matrix_product(x, other, bias, turned=bool(node.attributes.get("transB")))
+        turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
+        acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
         factor = scale * other.scale.astype(np.float32)
     else:
-        acc = accumulate_pair(x.centred, other.centred, largest=(_largest(x.format), _largest(other.format)))
+        acc = _pair(x, other, arithmetic)
         factor = np.asarray(scale * other.format.scale)
     y = acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
     return y if added is None else y.add_(added)
 
 
-def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool) -> Tensor:
+def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool, bits: int) -> Tensor:
     values = w.centred.T if turned else w.centred
-    added = None if bias is None else torch.from_numpy(_weight(bias).q.astype(np.int64))
+    added = None if bias is None else torch.from_numpy(_bias(_weight(bias), x, w))
     largest = _largest(x.format)
-    return accumulate(x.centred, values, added, largest=largest, reduce=(0,), product=torch.matmul)
+    return accumulate(x.centred, values, added, largest=largest, reduce=(0,), product=torch.matmul, bits=bits)
 
 
 def _pool(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:

@@ -56,7 +56,7 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
         case ThroughFloat():
             return quantize(a.floats + b.floats, output)
         case WidenedSum(bits=bits):
-            return _add_widened(a, b, output, arithmetic, bits)
+            return _add_widened(a, b, output, arithmetic, bits if output.bits <= 8 else 15)
         case FixedRatios(bits=bits):
             return _add_fixed(a, b, output, bits)
         case ThroughRequantize():
@@ -70,7 +70,8 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
 
 def multiply(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Elementwise product; the multiplier is that of s_a · s_b / s_y."""
-    product = a.centred * b.centred  # below 2^17: exact
+    wide = output.bits > 8
+    product = a.centred.double() * b.centred.double() if wide else a.centred * b.centred  # below 2^17: exact
     factor = multiplier(arithmetic.requantize, a.format.scale, np.asarray(b.format.scale), output.scale)
     if isinstance(arithmetic.multiply, FusedOffset):
         return (product * float(factor) + output.zero_point).round_().clamp_(output.low, output.high)

@@ -159,6 +159,8 @@ class Plan:
 
     def _fused(self, node: Node) -> Step | None:
         bias, start = "", node
+        if any(f.bits > self.arithmetic.widest for f in self._activation_formats(node)):
+            return None
         if node.op == "MatMul" and (found := self._matrix_bias(node)) is not None:
             start, bias = found
         target = self._target(start)
@@ -196,7 +198,7 @@ class Plan:
         match node.op:
             case "Conv" | "Gemm":
                 weight = self.weight(node.inputs[1])
-                fits = self.format(node.inputs[0]) is not None and weight is not None and _per_output(node, weight)
+                fits = self.format(node.inputs[0]) is not None and weight is not None and self._per_output(node, weight)
                 bias = self.weight(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
                 if len(node.inputs) > 2 and node.inputs[2] and (bias is None or bias.q.dtype != np.int32):
                     return False
@@ -206,7 +208,7 @@ class Plan:
                 return fits and plain
             case "MatMul":
                 weight = self.weight(node.inputs[1])
-                if weight is not None and not (weight.q.ndim == 2 and _per_output(node, weight)):
+                if weight is not None and not (weight.q.ndim == 2 and self._per_output(node, weight)):
                     return False
                 right = weight is not None or self.format(node.inputs[1]) is not None
                 return right and self.format(node.inputs[0]) is not None
@@ -214,6 +216,16 @@ class Plan:
                 return all(self.format(name) is not None for name in node.inputs)
             case _:
                 return node.inputs[0] in self.formats
+
+    def _per_output(self, node: Node, weight: Constant) -> bool:
+        """Whether a weight has integers of a width with kernels, and scales that belong to output channels, the only
+        ones that can leave the sum."""
+        if weight.q.dtype.kind not in "iu" or weight.q.dtype.itemsize * 8 > self.arithmetic.widest:
+            return False
+        if weight.scale.size == 1:
+            return True
+        outputs = 0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1
+        return weight.axis % weight.q.ndim == outputs
 
     def _bias_fits(self, node: Node, bias: Constant) -> bool:
         """ONNX Runtime keeps a convolution in float whose bias is not at s_x · s_w, to 1 % and 1e-6 (measured)."""
@@ -297,16 +309,6 @@ class Plan:
         return limits[0], limits[1]
 
 
-def _per_output(node: Node, weight: Constant) -> bool:
-    """Whether the scales of a weight belong to output channels, the only ones that can leave the sum."""
-    if weight.q.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
-        return False
-    if weight.scale.size == 1:
-        return True
-    outputs = 0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1
-    return weight.axis % weight.q.ndim == outputs
-
-
 def _same_kind(formats: list[Format], output: Format) -> bool:
     same: Callable[[Format], bool] = lambda f: (f.low, f.high) == (output.low, output.high)  # noqa: E731
-    return output.high - output.low == 255 and all(same(f) for f in formats)
+    return all(same(f) for f in formats)

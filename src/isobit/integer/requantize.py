@@ -43,6 +43,8 @@ def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) ->
         case FloatMultiplier():
             v = _as_float32(acc) * factor.to(torch.float32)
             return v.clamp_(low, high).round_().add_(output.zero_point)
+        case FixedPoint() if output.bits > 8:
+            v = wide_fixed_point(acc, factor)
         case FixedPoint(double_rounding=double):
             v = fixed_point(acc, factor, double_rounding=double)
         case Shift(half_even=half_even):
@@ -86,6 +88,23 @@ def scaled(acc: Tensor, m: Tensor, e: Tensor, *, double_rounding: bool = True) -
     mask = (torch.ones_like(right) << right) - 1
     threshold = (mask >> 1) + (high < 0)
     return (high >> right) + ((high & mask) > threshold)
+
+
+def wide_fixed_point(acc: Tensor, factor: Tensor) -> Tensor:
+    """acc · factor with factor = m · 2^(e - 15), m of 15 bits, and one shift that rounds half up; int64.
+
+    TensorFlow Lite's MultiplyByQuantizedMultiplier for accumulators of 64 bits, which have to stay below 2^47.
+    """
+    mantissa, exponent = torch.frexp(factor.to(torch.float64))
+    m31, e = (mantissa * 2.0**31).round().to(torch.int64), exponent.to(torch.int64)
+    m = ((m31 + (1 << 15)) >> 16).clamp(max=(1 << 15) - 1)
+    right = 15 - e
+    if int(right.min()) < 1 or int(right.max()) > 62:
+        raise UnsupportedError("a multiplier outside 2^-47 .. 2^14 has no fixed-point form")
+    acc = _as_int64(acc)
+    if int(acc.abs().max()) >= 1 << 47:
+        raise UnsupportedError("an accumulator of 64 bits with a value of 2^47 or more has no fixed-point form")
+    return (acc * m + (torch.ones_like(right) << (right - 1))) >> right
 
 
 def shift(acc: Tensor, factor: Tensor, *, half_even: bool) -> Tensor:

@@ -23,6 +23,11 @@ class Format:
         return self.low < 0
 
     @property
+    def bits(self) -> int:
+        """The width of the integers."""
+        return (self.high - self.low).bit_length()
+
+    @property
     def twin(self) -> "Format":
         """The unsigned format of the same values: all integers are 128 higher."""
         return Format(self.scale, self.zero_point + 128, self.low + 128, self.high + 128)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
+from isobit.core.grid import LARGEST_FLOAT16, Float16
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
 from isobit.observers.seen_range import SeenRange
@@ -40,3 +42,12 @@ class MinMaxObserver:
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""
         return self._seen.qparams(self._seen.low, self._seen.high)
+
+    def choice(self) -> str:
+        """What a grid that has no scale to choose clips; empty where it clips nothing."""
+        if not isinstance(self._seen.scheme.grid, Float16):
+            return ""
+        largest = float(torch.maximum(-self._seen.low, self._seen.high).max())
+        if largest <= LARGEST_FLOAT16:
+            return ""
+        return f"values up to {largest:g} are beyond {LARGEST_FLOAT16}, the largest float16, and become that"

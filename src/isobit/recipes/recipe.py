@@ -12,6 +12,7 @@ from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.post_training import PostTraining, Preparing
 from isobit.core.errors import SettingError
 from isobit.core.granularity import PerGroup, PerTensor
+from isobit.core.grid import Uniform
 from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.graph.rules import Rules
 from isobit.observers import OBSERVERS, ObserverSettings
@@ -102,6 +103,9 @@ class Recipe:
         """Raise SettingError for settings of activations that a target without calibrated ranges does not have."""
         if profile.ranges == "calibrated":
             return
+        if profile.ranges == "cast":
+            self._check_cast(profile)
+            return
         if profile.ranges == "none" and self.weight_bits == FLOAT_BITS:
             raise SettingError(f"{profile.name} has nothing but weights: at 32 bits nothing would be quantized")
         allowed = (None, FLOAT_BITS) if profile.ranges == "none" else (None, FLOAT_BITS, profile.activation.bits)
@@ -117,6 +121,23 @@ class Recipe:
             raise SettingError(
                 f"{profile.name} calibrates no activations: leave activation_quantizer and activation_observer out"
             )
+
+    def _check_cast(self, profile: Profile) -> None:
+        """Raise SettingError for what asks for a scale, where floats are cast."""
+        quantizers = (name_of(self.weight_quantizer), name_of(self.activation_quantizer))
+        asked = {
+            "method": self.method is not None,
+            "weight_quantizer": quantizers[0] != "fixed",
+            "activation_quantizer": quantizers[1] != "fixed",
+            "weight_observer": self.weight_observer is not None,
+            "activation_observer": self.activation_observer is not None,
+            "observers": bool(self.observers),
+            "joint_ranges": bool(self.joint_ranges),
+            "reconstruction": self.reconstruction not in (None, "none"),
+            "equalize": bool(self.equalize),
+        }
+        if found := [key for key, given in asked.items() if given]:
+            raise SettingError(f"{profile.name} casts to 16-bit floats, which have no scale: leave {found[0]} out")
 
     def rules(self) -> Rules:
         """The exceptions by layer."""
@@ -153,7 +174,8 @@ class Recipe:
             return self.equalize
         profile = self.profile()
         one_scale = isinstance(profile.weight.granularity, PerTensor) and self.weight_bits != FLOAT_BITS
-        return not trains and one_scale and profile.fold_bn and self.bn_fold in (None, 0)
+        scaled = one_scale and isinstance(profile.weight.grid, Uniform)
+        return not trains and scaled and profile.fold_bn and self.bn_fold in (None, 0)
 
     def observation(self) -> Observation:
         """The observers that find the first ranges."""
@@ -192,7 +214,7 @@ class Recipe:
         """Whether weights have 8 bits or fewer, calibrated ranges, and nothing that learns."""
         profile = self.profile()
         fixed = self.method is None and name_of(self.weight_quantizer) == "fixed"
-        few = self.weight_bits != FLOAT_BITS and profile.weight.bits <= 8
+        few = self.weight_bits != FLOAT_BITS and profile.weight.bits <= 8 and isinstance(profile.weight.grid, Uniform)
         return fixed and few and profile.ranges == "calibrated"
 
 

@@ -9,6 +9,7 @@ PROFILE = Profile(
     name="academic",
     vendor="none: no hardware computes like this",
     source="MQBench (Li et al. 2021, arXiv:2111.03759), section 3.1; its code's `academic` flags",
+    assumed="that some machine computes so: files run on engines whose kernels take other formats, and partly in float",
     weight=Scheme(granularity=PerTensor()),
     activation=Scheme(adapt_sign=True),
     placement=GRAPH_1,

@@ -9,6 +9,10 @@ PROFILE = Profile(
     name="ascend",
     vendor="Huawei ASIC (Ascend 310), ACL",
     source="MQBench (arXiv:2111.03759), Table 2: ACL, float scale, per-channel, asymmetric, graph 1, BN folded",
+    assumed=(
+        "requantization by a float multiplier that rounds to even; MQBench's pages, unlike its paper and its "
+        "code, call the weights symmetric"
+    ),
     weight=Scheme(granularity=PerChannel(0), symmetric=False),
     activation=Scheme(symmetric=False),
     placement=GRAPH_1,

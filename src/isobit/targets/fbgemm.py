@@ -9,6 +9,7 @@ PROFILE = Profile(
     name="fbgemm",
     vendor="Meta, x86 CPU",
     source="MQBench (arXiv:2111.03759), Table 2: FBGEMM, float scale, per-channel, asymmetric, graph 3, BN folded",
+    assumed="all that a float multiplier rounds goes to even, which is FBGEMM's rule",
     weight=Scheme(granularity=PerChannel(0), symmetric=False),
     activation=Scheme(symmetric=False),
     placement=GRAPH_3,

@@ -11,8 +11,9 @@ PROFILE = Profile(
     name="litert",
     vendor="LiteRT (TensorFlow Lite), Arm and x86 CPUs",
     source=(
-        "https://ai.google.dev/edge/litert/models/quantization_spec, and measured on LiteRT 2.3: average pooling keeps "
-        "the scale, weights have no zero point"
+        "LiteRT 8-bit quantization specification, https://ai.google.dev/edge/litert/models/quantization_spec: weights "
+        "in -127..127 with zero point 0, per axis; activations in -128..127 with any zero point; biases of 32 bits; "
+        "average pooling keeps the scale. Arithmetic: measured on LiteRT 2.3"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(symmetric=False),
@@ -26,4 +27,5 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     arithmetic=XNNPACK,
     engines=("litert", "litert-reference"),
+    own_engine="litert",
 )

@@ -19,6 +19,7 @@ PROFILE = Profile(
     fusions=frozenset(),
     arithmetic=FLOAT32,
     engines=("onnxruntime",),
+    own_engine="onnxruntime",
     bias_bits=None,
     edge_bits=None,
     ranges="none",

@@ -18,6 +18,7 @@ PROFILE = Profile(
     fusions=frozenset(),
     arithmetic=OPENVINO,
     engines=("openvino",),
+    own_engine="openvino",
     bias_bits=None,
     edge_bits=None,
     ranges="none",

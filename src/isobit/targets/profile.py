@@ -9,6 +9,12 @@ from isobit.core.granularity import PerGroup
 from isobit.core.scheme import Scheme
 from isobit.targets.form import DequantizeLinear, Form
 
+HARDWARE_TABLE = (
+    'hardware table of the talk "Deployable QAT" by the authors of MQBench (2021-09-09; their tool: '
+    "https://github.com/ModelTC/MQBench)"
+)
+"""The source of targets of which nothing more is public."""
+
 GROUP_SIZES = (16, 32, 64, 128)
 """How many weights share a scale, where groups do: what engines have kernels for."""
 
@@ -45,15 +51,19 @@ class Placement:
 class Profile:
     """A target. `source` says where its settings come from; `engines` where its files can be verified here.
 
-    `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the
-    width of the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that
-    a file for it holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the
-    width of a bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch
-    normalization into the convolution before anything is quantized. `offset_weights` says that the engine holds weights
-    of fewer than 8 bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in
-    the file, costs nothing. `ranges` says where those of activations come from: from
-    calibration, from each input while the network runs, or from nowhere, since activations stay in float. `form` is
-    what a file multiplies weights with.
+    `fusions` are pairs (kind, kind that follows): the tensor between them is never rounded. `edge_bits` is the width of
+    the weight and input of the first and the last layer, None for no exception. `signed_bytes` says that a file for it
+    holds signed activations as signed bytes; else as unsigned ones, 2^(bits-1) higher. `bias_bits` is the width of a
+    bias, whose scale is that of input times weight; None keeps it in float. `fold_bn` merges batch normalization into
+    the convolution before anything is quantized. `offset_weights` says that the engine holds weights of fewer than 8
+    bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in the file, costs
+    nothing. `ranges` says where those of activations come from: from calibration, from each input while the network
+    runs, or from nowhere, since activations stay in float, or, with weights and biases, are cast to a float format that
+    needs none. `form` is what a file multiplies weights with. `widths` are those that weights and activations may have.
+
+    `assumed` says what in the profile `source` does not. `own_engine` is the one of `engines` that the target is; where
+    it is None, the others stand in for it: they show that the file holds what the simulation computes, while the
+    target's own `arithmetic` is run by the integer reference alone.
     """
 
     name: str
@@ -65,12 +75,15 @@ class Profile:
     fusions: frozenset[tuple[str, str]]
     arithmetic: Arithmetic
     engines: tuple[str, ...]
+    own_engine: str | None = None
+    assumed: str = ""
+    widths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     bias_bits: int | None = 32
     edge_bits: int | None = 8
     signed_bytes: bool = False
     fold_bn: bool = True
     offset_weights: bool = False
-    ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
+    ranges: Literal["calibrated", "dynamic", "none", "cast"] = "calibrated"
     form: Form = DequantizeLinear()
 
     @property
@@ -82,8 +95,8 @@ class Profile:
     def with_bits(self, *, weight: int | None = None, activation: int | None = None) -> "Profile":
         """The same target at other widths; the first and last layer keep `edge_bits`."""
         for bits in (weight, activation):
-            if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
-                raise SettingError(f"{self.name} computes with 1 to 8 bits, got {bits!r}")
+            if bits is not None and (isinstance(bits, bool) or bits not in self.widths):
+                raise SettingError(f"{self.name} computes with {in_words(self.widths)} bits, got {bits!r}")
         width = weight or self.weight.bits
         return replace(
             self,
@@ -126,6 +139,18 @@ class Profile:
         )
 
 
+def in_words(widths: tuple[int, ...]) -> str:
+    """Ascending widths for a person.
+
+    >>> in_words((1, 2, 3)), in_words((4, 8)), in_words((8,))
+    ('1 to 3', '4 or 8', '8')
+    """
+    if len(widths) > 2 and widths == tuple(range(widths[0], widths[-1] + 1)):
+        return f"{widths[0]} to {widths[-1]}"
+    *others, last = map(str, widths)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 class Target(Protocol):
     """A module of this package: one constant, `PROFILE`."""
 
@@ -157,6 +182,18 @@ GRAPH_1 = Placement(inputs=CONV_AND_LINEAR, every_consumer=False)
 
 GRAPH_3 = Placement(inputs=ARITHMETIC_OPS, outputs=ARITHMETIC_OPS | ACTIVATIONS, shared=MOVES)
 """MQBench's graph 3: every quantizable op's output, both operands of an add and its result."""
+
+FLOAT_OPS = ARITHMETIC_OPS | ACTIVATIONS | {
+    "attention", "batch_norm", "div", "elu", "gelu", "group_norm", "hardsigmoid", "hardswish", "instance_norm",
+    "interpolate", "layer_norm", "leaky_relu", "mean", "mul", "prelu", "sigmoid", "silu", "softmax", "sub", "tanh",
+}  # fmt: skip
+"""Everything that computes: an engine of short floats has kernels for all."""
+
+ALL_FLOAT = Placement(inputs=FLOAT_OPS, outputs=FLOAT_OPS, shared=MOVES, network_output=True)
+"""Every tensor is rounded to a short float."""
+
+GRAPH_3_WITHOUT_MATMUL = replace(GRAPH_3, inputs=GRAPH_3.inputs - {"matmul"}, outputs=GRAPH_3.outputs - {"matmul"})
+"""Graph 3 where products of two activations stay in float: engines made for convolutional networks."""
 
 GRAPH_2 = replace(GRAPH_3, conv_feeds_add=True)
 """MQBench's graph 2: graph 3 less the operand of an add that comes straight from a convolution."""

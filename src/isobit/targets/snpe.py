@@ -8,6 +8,7 @@ PROFILE = Profile(
     name="snpe",
     vendor="Qualcomm DSP (Snapdragon, Hexagon)",
     source="MQBench (arXiv:2111.03759), Table 2: SNPE, float scale, per-tensor, asymmetric, graph 3, BN folded",
+    assumed="requantization by a float multiplier that rounds to even",
     weight=Scheme(symmetric=False),
     activation=Scheme(symmetric=False),
     placement=GRAPH_3,

@@ -9,6 +9,10 @@ PROFILE = Profile(
     name="tensorrt",
     vendor="NVIDIA GPU (T4, P4 and later)",
     source="MQBench (arXiv:2111.03759), Table 2: TensorRT, float scale, per-channel, symmetric, graph 2, BN folded",
+    assumed=(
+        "requantization by a float multiplier that rounds to even; which ops TensorRT fuses beyond these is its "
+        "own choice"
+    ),
     weight=Scheme(granularity=PerChannel(0)),
     activation=Scheme(),
     placement=GRAPH_2,

@@ -8,6 +8,7 @@ PROFILE = Profile(
     name="tvm",
     vendor="OctoML, Arm CPU",
     source="MQBench (arXiv:2111.03759), Table 2: TVM, 2^n scale, per-tensor, symmetric, graph 3, BN folded",
+    assumed="shifts add half before they drop bits",
     weight=Scheme(scale=PowerOfTwo()),
     activation=Scheme(scale=PowerOfTwo()),
     placement=GRAPH_3,
