@@ -164,6 +164,7 @@ def verify(
     """
     path = Path(path)
     metadata = read_metadata(path)
+    check_runs(path, metadata)
     deployed = None if model is None else _deployed(path, model, metadata)
     session = engine.load(path)
     runs = _Executions(path, engine, deployed, Reference(path, engine.arithmetic), session)
@@ -227,6 +228,16 @@ def read_metadata(path: Path) -> dict[str, str]:
             "Export the model with isobit.export"
         )
     return found
+
+
+def check_runs(path: Path, metadata: dict[str, str]) -> None:
+    """Raise ArtifactError for a file that is no integer network for an engine here, but for a vendor's own tools."""
+    found = metadata.get("isobit.format", "onnx")
+    if found != "onnx":
+        raise ArtifactError(
+            f"{path} has the format {found}, for tools of {metadata['isobit.target']} that are not here: engines would "
+            "compute it in float. Export the model to the format onnx, which holds the same integers, and verify that"
+        )
 
 
 def output_step(path: Path) -> float | None:

@@ -31,6 +31,7 @@ def quantize(
     data: o.CalibrationOrNone,
     target: o.TargetName = None,
     output: o.OutputFile = None,
+    format: o.Format = None,
     weights: o.Weights = None,
     bits: o.Bits = None,
     weight_bits: o.WeightBits = None,
@@ -81,7 +82,8 @@ def quantize(
         reconstruction=reconstruction)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
-        eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine, faster=faster,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
-        promise=quantizing.promise_of(max_drop, max_minutes), input_shape=input_shape, balance=balance)  # fmt: skip
+        eval_samples=eval_samples or None, output=output, format=format, report=report, verify=verify, engine=engine,
+        faster=faster, reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
+        command=context.obj, promise=quantizing.promise_of(max_drop, max_minutes), input_shape=input_shape,
+        balance=balance)  # fmt: skip
     raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

@@ -23,12 +23,17 @@ from isobit.graph.integer_ops import (
 
 @dataclass(frozen=True, eq=False)
 class StoredGrid:
-    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
+    """A grid as a file holds it: bytes q in low..high, of the zero point's type, stand for (q - zero_point) · scale.
+
+    `declared` is the grid that the quantizer declared: the same values, perhaps under other integers, and those below
+    zero that a ReLU leaves unused.
+    """
 
     scale: Tensor
     zero_point: Tensor
     low: int
     high: int
+    declared: QParams
 
 
 def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_bytes: bool = False) -> StoredGrid:
@@ -57,6 +62,7 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
         zero_point=torch.tensor(zero - base, dtype=torch.int8 if stays_signed else torch.uint8),
         low=(low if stays_signed else max(low, base)) - base,
         high=high - base,
+        declared=grid,
     )
 
 
@@ -89,7 +95,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
-        self.low, self.high = grid.low, grid.high
+        self.low, self.high, self.declared = grid.low, grid.high, grid.declared
 
     def cap(self, limits: Tensor, dims: int) -> None:
         """Take in min(x, limits), of (channels,), which rounding commutes with; x has `dims` axes."""

@@ -31,6 +31,7 @@ from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
 from isobit.graph.capture import capture
+from isobit.graph.insert import preparation
 from isobit.recipes import quant_modules
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe, recipe_of
@@ -202,13 +203,16 @@ def finish(model: fx.GraphModule) -> fx.GraphModule:
     return model
 
 
-def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> Artifact:
+def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None) -> Artifact:
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
-    The file holds integer weights and biases, and names its target, recipe and integers in its metadata.
+    The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
+    name of `isobit.export.EXPORTERS`, by default the first of the target's: `onnx`, which engines here run, or what a
+    vendor's tool takes, such as a float network with a file of encodings beside it; `Artifact.notes` says what a format
+    leaves to that tool.
     """
     _check_prepared(model)
-    exporter = look_up("exporter", EXPORTERS, format)()
+    exporter = look_up("exporter", EXPORTERS, format or preparation(model).profile.formats[0])()
     metadata = {"isobit.recipe": json.dumps(model.meta["recipe"])} if "recipe" in model.meta else {}
     return exporter.export(model, path, example=example_of(model), metadata=metadata)
 

@@ -20,4 +20,5 @@ PROFILE = Profile(
     arithmetic=FLOAT32,
     offset_weights=True,
     engines=("openvino",),
+    formats=("onnx", "openvino"),
 )

@@ -53,7 +53,8 @@ class Profile:
     of fewer than 8 bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in
     the file, costs nothing. `ranges` says where those of activations come from: from
     calibration, from each input while the network runs, or from nowhere, since activations stay in float. `form` is
-    what a file multiplies weights with.
+    what a file multiplies weights with. `formats` are the names of the exporters that write what its tools take, the
+    default first.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Profile:
     offset_weights: bool = False
     ranges: Literal["calibrated", "dynamic", "none"] = "calibrated"
     form: Form = DequantizeLinear()
+    formats: tuple[str, ...] = ("onnx",)
 
     @property
     def activations(self) -> str:
