@@ -44,7 +44,7 @@ PROFILES: Mapping[str, Profile] = {
 }
 """For each format a target that it is made for."""
 
-BY_LAYER = frozenset({"ascend", "ncnn", "mnn"})
+BY_LAYER = frozenset({"ascend", "ncnn"})
 """Formats that hold the inputs of layers, not every tensor."""
 
 WITHOUT_WEIGHTS = frozenset({"tensorrt-cache", "tensorrt-ranges", "tengine"})

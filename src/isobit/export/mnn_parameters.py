@@ -24,7 +24,7 @@ from isobit.core.artifact import Artifact
 from isobit.core.errors import UnsupportedError
 from isobit.export.beside import export_beside, parsed, read_beside, to_text
 from isobit.export.encodings import Encoding, Encodings, ReadBack, read_integers, with_axes
-from isobit.export.float_network import FloatNetwork
+from isobit.export.float_network import MOVES, FloatNetwork
 from isobit.export.per_layer import QuantizedLayer, quantized_layers
 
 SUFFIX, WHAT = ".json", "MNN"
@@ -68,28 +68,43 @@ class MnnParameters:
 
 
 def _parameters(network: FloatNetwork) -> tuple[str, list[str]]:
+    weighted = {q.name: q for q in quantized_layers(network)}
     found = []
-    for q in quantized_layers(network):
-        if not q.weight.symmetric:
-            raise UnsupportedError(f"{q.name}: MNN takes weights without zero points: quantize for such a target")
-        found.append(
-            {
-                "input": [_entry(q.layer.x, q.x)],
-                "weight": [_entry(q.layer.weight, q.weight)],
-                "output": [_entry(name, e) for name, e in _output(network, q)],
-                "method": 0,
-            }
-        )
+    for node in network.program.graph:
+        if node.name in weighted:
+            found.append(_layer(network, weighted[node.name]))
+        elif node.op_type not in MOVES:
+            found += _other(network, node)
     value = {"version": "0.0.0", "algo": [{"type": 0, "quant_params": {"round_mode": 2, "layer": found}}]}
-    covered = {e["name"] for layer in found for key in ("input", "output") for e in layer[key]}  # type: ignore[attr-defined]
-    other = [name for name in network.encodings.activations if name not in covered]
-    notes = [f"MNN's file holds layers with weights alone: {', '.join(other)} are not in it"] if other else []
+    covered = {e["name"] for layer in found for key in ("input", "output") for e in layer[key]} | network.moved
+    left = [name for name in network.encodings.activations if name not in covered]
+    notes = [f"MNN's file has no place for the grids of {', '.join(left)}"] if left else []
     return to_text({"pipeline": value}), notes
 
 
-def _output(network: FloatNetwork, q: QuantizedLayer) -> list[tuple[str, Encoding]]:
-    """The encoding of what a layer makes, behind the activations fused with it; none where it stays unrounded."""
-    value: ir.Value = q.layer.node.outputs[0]
+def _layer(network: FloatNetwork, q: QuantizedLayer) -> dict[str, Any]:
+    if not q.weight.symmetric:
+        raise UnsupportedError(f"{q.name}: MNN takes weights without zero points: quantize for such a target")
+    return {
+        "input": [_entry(q.layer.x, q.x)],
+        "weight": [_entry(q.layer.weight, q.weight)],
+        "output": [_entry(name, e) for name, e in _output(network, q.layer.node)],
+        "method": 0,
+    }
+
+
+def _other(network: FloatNetwork, node: ir.Node) -> list[dict[str, Any]]:
+    """An addition or a pooling, say: with grids of inputs and no weight; none for an op on floats."""
+    encodings = network.encodings.activations
+    names = [str(value.name) for value in node.inputs if value is not None]
+    inputs = [_entry(name, encodings[name]) for name in names if name in encodings]
+    outputs = [_entry(name, e) for name, e in _output(network, node)]
+    return [{"input": inputs, "weight": [], "output": outputs, "method": 0}] if inputs else []
+
+
+def _output(network: FloatNetwork, node: ir.Node) -> list[tuple[str, Encoding]]:
+    """The encoding of what an op makes, behind the activations fused with it; none where it stays unrounded."""
+    value = node.outputs[0]
     while str(value.name) not in network.encodings.activations:
         readers = [reader for reader, _ in value.uses()]
         if len(readers) != 1 or readers[0].op_type not in FUSED:
