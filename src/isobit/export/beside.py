@@ -23,14 +23,14 @@ BESIDE = "isobit.beside"
 """The key of the file's metadata that holds the names of the other files, and their SHA-256."""
 
 
-def check_places(path: Path, suffixes: Sequence[str]) -> None:
-    """Raise OutputError or SettingError where these files could not be written."""
+def check_places(path: Path, suffixes: Sequence[str], *, instead: str = ".onnx") -> None:
+    """Raise OutputError or SettingError where these files could not be written; `instead` is the network's suffix."""
     check_writable(path)
     for suffix in suffixes:
         if path.suffix == suffix:
             raise SettingError(
-                f"{path.name} would be the ONNX file and the {suffix} file at once: give the ONNX file's name, such as "
-                f"{path.with_suffix('.onnx').name}"
+                f"{path.name} would be the network and its {suffix} file at once: give another name, such as "
+                f"{path.with_suffix(instead).name}"
             )
         check_writable(path.with_suffix(suffix))
 

@@ -51,7 +51,7 @@ class OpenVinoIr:
     ) -> Artifact:
         """Write net.xml, the path, and net.bin; raises UnsupportedError, OutputError or MissingExtraError."""
         path = Path(path)
-        check_places(path, [WEIGHTS])
+        check_places(path, [WEIGHTS], instead=".xml")
         network = float_network(model, example, what="OpenVINO's IR")
         written = _with_quantizers(network)
         own = {
