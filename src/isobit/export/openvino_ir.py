@@ -98,6 +98,9 @@ def _with_quantizers(network: FloatNetwork) -> Any:
     for name, encoding in network.encodings.weights.items():
         _compress(constants[name], array(network.program.graph, name), encoding)
     model.validate_nodes_and_infer_types()
+    for number, op in enumerate(model.get_ordered_ops()):
+        if op.get_friendly_name() == op.get_name():  # numbered by a counter of the process: other bytes each time
+            op.set_friendly_name(f"{op.get_type_name()}.{number}")
     return model
 
 
