@@ -98,6 +98,22 @@ def test_the_table_says_what_the_json_says(here: Path) -> None:
     assert "isobit quantize nets.py:net" in page
 
 
+def test_a_vendors_format_is_written_and_its_integers_verified(here: Path) -> None:
+    """The certificate is of the ONNX form of the same integers; what is kept is the float network and its encodings."""
+    result = invoke("quantize nets.py:net -d data.py:good -t snpe -o phone.onnx --format aimet --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["written"] == ["phone.onnx", "phone.encodings"]
+    assert found["certificate"]["verdict"] in ("exact", "bounded")
+    assert found["file_bytes"] == sum((here / name).stat().st_size for name in found["written"])
+    assert read_metadata(here / "phone.onnx")["isobit.integers_sha256"] == found["integers_sha256"]
+    kinds = {node.op_type for node in onnx.load(here / "phone.onnx").graph.node}
+    assert "QuantizeLinear" not in kinds
+    alone = invoke("quantize nets.py:net -d data.py:good -t snpe --format aimet")
+    assert alone.exit_code == 2
+    assert "give both" in alone.stderr
+
+
 def test_without_output_nothing_is_kept(here: Path) -> None:
     before = set(here.iterdir())
     text = invoke("quantize nets.py:stream -d data.py:stream -t tensorrt").stderr

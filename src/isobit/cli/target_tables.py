@@ -42,6 +42,7 @@ def details(p: Profile) -> Table:
             ("fused", _fusions(p) or "nothing"),
             ("products in files", type(p.form).__name__),
             ("arithmetic", [f"{f.name}: {_word(getattr(p.arithmetic, f.name))}" for f in fields(p.arithmetic)]),
+            ("formats", ", ".join(p.formats)),
             ("verified on", [_engine(e) for e in p.engines]),
         ]
     )
@@ -72,6 +73,7 @@ def as_json(p: Profile) -> dict[str, Any]:
         "form": str(p.form),
         "arithmetic": str(p.arithmetic),
         "engines": list(p.engines),
+        "formats": list(p.formats),
     }
 
 
