@@ -107,6 +107,11 @@ def promise_of(max_drop: float | None, minutes: float | None) -> Promise | None:
     return Promise(max_drop=max_drop, seconds=None if minutes is None else 60 * minutes)
 
 
+def reading_of(batch_size: int, resize: int | None, crop: int | None, normalize: str | None) -> Reading:
+    """How images are read, from the options."""
+    return Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize)
+
+
 def shown(job: Job, *, require: str, json: bool, debug: bool) -> int:
     """Do the job, print what came out, and give the exit code."""
     check_verdict(require)
