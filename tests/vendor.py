@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
+import onnx
+import onnxruntime
 from torch import Tensor, fx
 
 import isobit
@@ -100,3 +102,13 @@ def declared_grids(model: fx.GraphModule) -> list[QParams]:
 def grid_key(scale: float, lowest: int, highest: int) -> tuple[float, int, int]:
     """A grid as a value that can be compared: its scale to seven digits, which IR and tables state."""
     return float(f"{scale:.6e}"), lowest, highest
+
+
+def run(model: onnx.ModelProto, inputs: list[np.ndarray]) -> np.ndarray:
+    """The first output, computed in float by ONNX Runtime without optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (found, *_) = session.run(None, dict(zip([i.name for i in session.get_inputs()], inputs, strict=True)))
+    assert isinstance(found, np.ndarray)
+    return found

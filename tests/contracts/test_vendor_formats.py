@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -16,6 +16,7 @@ import isobit
 from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError
 from isobit.export import EXPORTERS, READERS, ReadBack
+from isobit.export.float_network import float_network
 from isobit.graph.convert import convert, hash_integers
 from vendor import (
     BY_LAYER,
@@ -25,6 +26,7 @@ from vendor import (
     declared_grids,
     grid_key,
     quantized,
+    run,
     simulated_weights,
 )
 
@@ -106,6 +108,26 @@ def test_the_names_lead_to_the_right_tensors(format: str, network: str, folder: 
     assert error <= 0.2 * without, (error, without)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("format", ["tensorrt", "vitis-ai"])
+def test_signed_quantizers_compute_the_simulation(format: str, network: str, folder: Path) -> None:
+    """As float ops on ONNX Runtime; all are of signed bytes without zero points, and no bias has one."""
+    found, artifact, _ = written(network, format, folder)
+    file = onnx.load(artifact.path)
+    onnx.checker.check_model(file, full_check=True)
+    held = {t.name: numpy_helper.to_array(t) for t in file.graph.initializer}
+    for node in file.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert held[node.input[2]].dtype == np.int8
+            assert not held[node.input[2]].any()
+        elif node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
+            assert held[node.input[2]].dtype == np.float32
+    inputs, expected = [x.numpy() for x in found.inputs], convert(found.model)(*found.inputs).numpy()
+    program = float_network(found.model, found.inputs, what="this test").program
+    without = np.abs(run(ir.to_proto(program), inputs) - expected).mean()
+    assert np.abs(run(file, inputs) - expected).mean() <= 0.2 * without
+
+
 def with_grids(path: Path, read: ReadBack, *, by_layer: bool) -> onnx.ModelProto:
     """The network with each tensor that has a grid clipped and rounded to it, by float ops, written without isobit."""
     model = onnx.load(path)
@@ -149,16 +171,6 @@ def sorted_nodes(nodes: list[onnx.NodeProto], model: onnx.ModelProto) -> list[on
         ready.update(o for n in now for o in n.output)
         nodes = [n for n in nodes if n not in now]
     return done
-
-
-def run(model: onnx.ModelProto, inputs: list[np.ndarray]) -> np.ndarray:
-    """The first output, computed in float by ONNX Runtime without optimizations."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (found, *_) = session.run(None, dict(zip([i.name for i in session.get_inputs()], inputs, strict=True)))
-    assert isinstance(found, np.ndarray)
-    return found
 
 
 @pytest.mark.parametrize("format", HAVE_FLOATS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -14,8 +15,10 @@ import isobit
 from isobit.core.errors import UnknownNameError, UnsupportedError
 from isobit.export import EXPORTERS
 from isobit.export.encodings import from_offset, symmetric_bytes
+from isobit.export.float_network import float_network
+from isobit.export.opset import at_opset
 from isobit.targets import TARGETS
-from vendor import quantized
+from vendor import quantized, run
 from zoo import small_networks
 
 
@@ -74,12 +77,25 @@ def test_ncnn_lists_weights_before_inputs_by_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format", "opset"), [("aimet", 17), ("ncnn", 13), ("ascend", 11), ("tengine", 11)])
 def test_the_opset_is_one_that_the_tool_reads(format: str, opset: int, tmp_path: Path) -> None:
-    """Of a convolutional network; GELU has no op before opset 20, which a note says."""
+    """Of a convolutional network; GELU has no op before opset 20, so that a note says which one the file has."""
     for network, wanted in (("residual", opset), ("depthwise", opset), ("mlp", 21)):
         found = quantized(network, format)
         artifact = EXPORTERS[format]().export(found.model, tmp_path / f"{network}.onnx", example=found.inputs)
         assert [o.version for o in onnx.load(artifact.path).opset_import] == [wanted]
-        assert ("Gelu" in " ".join(artifact.notes)) == (network == "mlp")
+        assert ("the file has ONNX opset 21" in " ".join(artifact.notes)) == (network == "mlp")
+
+
+@pytest.mark.parametrize("opset", [17, 13, 11])
+@pytest.mark.parametrize("network", ["residual", "option_a", "depthwise", "concat", "functional"])
+def test_an_older_opset_computes_the_same(network: str, opset: int) -> None:
+    """ONNX Runtime, without optimizations: to the bit."""
+    found = quantized(network, "aimet")
+    program = float_network(found.model, found.inputs, what="this test").program
+    lowered, notes = at_opset(program, opset)
+    assert not notes
+    assert lowered.opset_imports == {"": opset}
+    inputs = [x.numpy() for x in found.inputs]
+    np.testing.assert_array_equal(run(ir.to_proto(lowered), inputs), run(ir.to_proto(program), inputs))
 
 
 @pytest.mark.parametrize(

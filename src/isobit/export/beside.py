@@ -11,13 +11,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import version_converter
 from torch import Tensor, fx
 
 from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, SettingError
 from isobit.core.files import atomic_path, check_writable, sha256_of_file
 from isobit.export.float_network import FloatNetwork, float_network
+from isobit.export.opset import at_opset
 
 BESIDE = "isobit.beside"
 """The key of the file's metadata that holds the names of the other files, and their SHA-256."""
@@ -129,41 +129,6 @@ def read_beside(path: str | Path, *, format: str) -> tuple[ir.Model, dict[str, s
 def _kind(metadata: Mapping[str, str]) -> str:
     found = metadata.get("isobit.format", "onnx" if "isobit.version" in metadata else "")
     return f"a file of the format {found}" if found else "a foreign file"
-
-
-def at_opset(program: ir.Model, opset: int | None) -> tuple[ir.Model, tuple[str, ...]]:
-    """A network in an older opset, where every op has a form in it; else as it is, with a note."""
-    present = program.opset_imports.get("", 0)
-    if opset is None or opset >= present:
-        return program, ()
-    proto = ir.to_proto(program)
-    try:
-        lowered = version_converter.convert_version(proto, max(opset, 17))
-        if opset < 17:
-            lowered = _relabelled(lowered, opset)
-        onnx.checker.check_model(lowered, full_check=True)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
-        return program, (f"the file has ONNX opset {present}, not {opset}: {_reason(error)}",)
-    return ir.from_proto(lowered), ()
-
-
-def _relabelled(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Opset 17 as one from 11 on: ops between the two differ by their types alone, or the checker refuses them, but for
-    those that normalize along an axis, which meant another thing before 13."""
-    for node in proto.graph.node:
-        if opset < 13 and node.op_type in ("Softmax", "LogSoftmax", "Hardmax"):
-            raise RuntimeError(f"{node.op_type} was another op then")
-        for attribute in list(node.attribute):
-            if node.op_type == "Reshape" and attribute.name == "allowzero":  # no shape that is exported holds a 0
-                node.attribute.remove(attribute)
-    for entry in proto.opset_import:
-        if entry.domain == "":
-            entry.version = opset
-    return proto
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rsplit(": ", 1)[-1]
 
 
 def to_text(value: object) -> str:

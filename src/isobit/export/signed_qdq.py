@@ -11,9 +11,10 @@ and beside it net.json, {"param": {name: [[8, position]]}, "output": ..., "input
 form of vai_q_pytorch's quant_info.json under the names of this file.
 
 Sources: "Explicit Quantization" and "Q/DQ layer-placement recommendations",
-https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html;
-UG1414, https://docs.amd.com/r/en-US/ug1414-vitis-ai/, and MQBench's Vitis backend. Assumed: the form of
-quant_info.json, and that Vitis AI takes biases in float. Neither device was there to run a file.
+https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html
+(releases before 8 documented weights of -127..127; that later ones take -128 is assumed); UG1414,
+https://docs.amd.com/r/en-US/ug1414-vitis-ai/, and MQBench's Vitis backend. Assumed: the form of quant_info.json, and
+that Vitis AI takes biases in float. Neither device was there to run a file.
 """
 
 import json
@@ -60,8 +61,9 @@ class TensorRtQdq:
         path = Path(path)
         check_places(path, [])
         network = float_network(model, example, what="TensorRT")
+        notes = _lowest_weights(network)
         write_quantizers(network, what="TensorRT")
-        return write_beside(network, path, {}, format=self.format, opset=self.opset, metadata=metadata)
+        return write_beside(network, path, {}, format=self.format, opset=self.opset, metadata=metadata, notes=notes)
 
     def read_back(self, path: str | Path) -> ReadBack:
         """The encodings and integers; raises ArtifactError."""
@@ -120,6 +122,15 @@ def write_quantizers(network: FloatNetwork, *, what: str) -> None:
     values |= {str(output.name): output for node in graph for output in node.outputs} | dict(graph.initializers)
     for name, encoding in {**activations, **found.weights}.items():
         _quantize(graph, values[name], encoding)
+
+
+def _lowest_weights(network: FloatNetwork) -> list[str]:
+    """A note on weights of -128."""
+    graph = network.program.graph
+    count = sum(int((e.integers(array(graph, n)) == -128).sum()) for n, e in network.encodings.weights.items())
+    if not count:
+        return []
+    return [f"{count} weights are -128, which TensorRT has from its release 8 on: before, weights end at -127"]
 
 
 def _quantize(graph: ir.Graph, x: ir.Value, encoding: Encoding) -> None:
