@@ -17,7 +17,8 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.errors import ArtifactError, CalibrationError, EngineError
 from isobit.core.records import Certificate, from_json, to_json
 from isobit.engines import ENGINES, Engine, Fake, OnnxRuntime
-from isobit.verify import output_step, random_inputs, read_metadata, verify
+from isobit.integer.files import output_step, random_inputs, read_metadata
+from isobit.verify import verify
 from zoo import small_networks
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -24,16 +23,13 @@ from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
-from isobit.integer.files import format_of, load_qdq, places_of
+from isobit.integer.files import check_runs, format_of, load_qdq, metadata_of, output_step, places_of, random_inputs
 
 LOCATED = 8
 """Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
 CLOSE = 1e-4
 """Relative difference that the float result of a last layer may show where all integers before it are equal."""
 
-
-_DRAWN = 64 << 20
-"""Numbers of an input that are drawn at random at most."""
 
 _Found = dict[tuple[str, bytes], dict[str, np.ndarray]]
 """What an execution gave at each quantizer, by its name and the inputs."""
@@ -177,7 +173,8 @@ def verify(
     if engine.format != format_of(path):
         raise EngineError(f"{engine.name} takes files of the format {engine.format}, and {path} is none")
     file = load_qdq(path)
-    metadata = _metadata(file)
+    metadata = metadata_of(file)
+    check_runs(path, metadata)
     if not metadata:
         _check_foreign(file, path, model)
     data = random_inputs(file) if data is None else data
@@ -216,64 +213,6 @@ def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx
             "calibration. Export the model again"
         )
     return deployed
-
-
-def random_inputs(file: onnx.ModelProto, *, samples: int = 32, seed: int = 0) -> list[tuple[tuple[Tensor, ...]]]:
-    """Inputs drawn uniformly over the range of the quantizer that reads each input, in batches of 8.
-
-    A file whose batch has a fixed size gets batches of that size; large samples are fewer, 256 MB at most.
-    """
-    constants = _constants(file)
-    wanted = [(value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]) for value in graph_inputs(file)]
-    fixed = next((sizes[0] for _, sizes in wanted if sizes and sizes[0]), 0)
-    largest = max((prod(size or 1 for size in sizes[1:]) for _, sizes in wanted), default=1)
-    samples = fixed or max(1, min(samples, _DRAWN // largest))
-    generator = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
-    for name, sizes in wanted:
-        reader = next((n for n in file.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name), None)
-        if reader is None or any(x not in constants for x in reader.input[1:3] if x):
-            raise ArtifactError(f"no quantizer reads the input {name!r}, so its range is unknown: give data")
-        scale = constants[reader.input[1]]
-        zero_point = constants[reader.input[2]] if len(reader.input) > 2 else np.zeros((), np.uint8)
-        if scale.size != 1 or zero_point.size != 1 or zero_point.dtype.kind not in "iu":
-            raise ArtifactError(f"the quantizer {reader.name} of the input {name!r} has no single range: give data")
-        limits = np.iinfo(zero_point.dtype)
-        low = int(limits.min) - int(zero_point.reshape(-1)[0])
-        drawn = torch.rand([samples, *(size or 1 for size in sizes[1:])], generator=generator)
-        found.append((drawn * (int(limits.max) - int(limits.min)) + low) * float(scale.reshape(-1)[0]))
-    batch = fixed or 8
-    return [(tuple(x[i : i + batch] for x in found),) for i in range(0, samples, batch)]
-
-
-def _constants(file: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """The constants of a file that one number or a few make up."""
-    small = [t for t in file.graph.initializer if prod(t.dims) <= 1024]
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in small}
-    for node in file.graph.node:
-        if node.op_type == "Constant" and (value := next((a for a in node.attribute if a.name == "value"), None)):
-            found[node.output[0]] = onnx.numpy_helper.to_array(value.t)
-    return found
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What isobit stored in a file, nothing for one that others made; raises ArtifactError where it cannot be read."""
-    return _metadata(load_qdq(path))
-
-
-def _metadata(file: onnx.ModelProto) -> dict[str, str]:
-    found = {entry.key: entry.value for entry in file.metadata_props}
-    return found if "isobit.integers_sha256" in found else {}
-
-
-def output_step(file: onnx.ModelProto) -> float | None:
-    """The scale of the first output where the file ends on a DequantizeLinear, else None."""
-    graph = file.graph
-    last = next((n for n in graph.node if graph.output[0].name in n.output), None)
-    if last is None or last.op_type != "DequantizeLinear":
-        return None
-    scale = _constants(file).get(last.input[1])
-    return float(scale) if scale is not None and not scale.shape else None
 
 
 def simulated_integers(model: nn.Module, file: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:

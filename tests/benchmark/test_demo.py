@@ -15,7 +15,7 @@ from isobit.benchmark.data import read_digits
 from isobit.benchmark.demo import Demo, DemoResult, default_targets, run_demo
 from isobit.core.errors import MissingExtraError, OutputError, UnknownNameError
 from isobit.engines import OnnxRuntime, OpenVino
-from isobit.verify import read_metadata
+from isobit.integer.files import read_metadata
 
 pytest.importorskip("sklearn")
 

@@ -20,8 +20,8 @@ from isobit.cli.data import Reading, load_data
 from isobit.cli.loading import load_model
 from isobit.cli.progress import Watch
 from isobit.core.records import Verdict
+from isobit.integer.files import read_metadata
 from isobit.targets import TARGETS
-from isobit.verify import read_metadata
 
 Q = "quantize nets.py:net -d data.py:good -t onnxruntime-x86 -o out.onnx"
 
@@ -96,6 +96,22 @@ def test_the_table_says_what_the_json_says(here: Path) -> None:
         assert f"{accuracy['right']}/{accuracy['total']}" in text
     page = (here / "run.html").read_text()
     assert "isobit quantize nets.py:net" in page
+
+
+def test_a_vendors_format_is_written_and_its_integers_verified(here: Path) -> None:
+    """The certificate is of the ONNX form of the same integers; what is kept is the float network and its encodings."""
+    result = invoke("quantize nets.py:net -d data.py:good -t snpe -o phone.onnx --format aimet --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["written"] == ["phone.onnx", "phone.encodings"]
+    assert found["certificate"]["verdict"] in ("exact", "bounded")
+    assert found["file_bytes"] == sum((here / name).stat().st_size for name in found["written"])
+    assert read_metadata(here / "phone.onnx")["isobit.integers_sha256"] == found["integers_sha256"]
+    kinds = {node.op_type for node in onnx.load(here / "phone.onnx").graph.node}
+    assert "QuantizeLinear" not in kinds
+    alone = invoke("quantize nets.py:net -d data.py:good -t snpe --format aimet")
+    assert alone.exit_code == 2
+    assert "give both" in alone.stderr
 
 
 def test_without_output_nothing_is_kept(here: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.processes import AT_SYNC, MAIN, SLOW_DATA, start, stop_at
-from isobit.verify import read_metadata
+from isobit.integer.files import read_metadata
 
 ARGUMENTS = ("quantize", "nets.py:net", "-d", "slow.py:slow", "-t", "onnxruntime-x86", "-o", "out.onnx")
 NEVER = "99"

@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ import isobit
 from golden_files import check_golden
 from isobit.core.errors import OutputError, SettingError, UnsupportedError
 from isobit.engines import ENGINES
-from isobit.export import EXPORTERS, Exporter
+from isobit.export import EXPORTERS, READERS, Exporter
 from isobit.graph.convert import convert, hash_integers, integers
 from isobit.graph.insert import preparation
 from isobit.targets import TARGETS
+from vendor import PROFILES, quantized
 from zoo import small_networks
 
 NETWORKS = tuple(small_networks())
@@ -66,8 +68,17 @@ def small(folder: Path) -> Exported:
 @pytest.mark.parametrize("network", ["mlp", "depthwise"])
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_contract(name: str, network: str, folder: Path, tmp_path: Path) -> None:
-    found = exported_once(network, TARGET, folder)
-    check_exporter(EXPORTERS[name](), found.model, found.inputs, tmp_path / "net.file")
+    model, inputs = model_for(name, network, folder)
+    check_exporter(EXPORTERS[name](), model, inputs, tmp_path / "net.file")
+
+
+def model_for(name: str, network: str, folder: Path) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """A network quantized for a target that a format is made for."""
+    if name not in PROFILES:
+        found = exported_once(network, TARGET, folder)
+        return found.model, found.inputs
+    made = quantized(network, name)
+    return made.model, made.inputs
 
 
 def check_exporter(exporter: Exporter, model: fx.GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
@@ -75,7 +86,7 @@ def check_exporter(exporter: Exporter, model: fx.GraphModule, inputs: tuple[Tens
     state = {k: v.clone() for k, v in model.state_dict().items()}
     path.write_text("what stood here before")
     artifact = exporter.export(model, path, example=inputs)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert {p.name for p in path.parent.iterdir()} == {path.name, *(p.name for p in artifact.beside)}
     assert artifact.path == path
     assert artifact.format == exporter.format
     assert artifact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,14 +94,16 @@ def check_exporter(exporter: Exporter, model: fx.GraphModule, inputs: tuple[Tens
     assert artifact.metadata["isobit.target"] == artifact.target == preparation(model).profile.name
     again = exporter.export(model, path, example=inputs)
     assert (again.sha256, again.integers_sha256) == (artifact.sha256, artifact.integers_sha256)
+    assert (again.beside, again.notes) == (artifact.beside, artifact.notes)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_a_failed_export_leaves_the_old_file(
-    name: str, small: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk gets full while the file is written."""
+    """The disk gets full while the file is written: none of an export's files appears."""
+    model, inputs = model_for(name, "mlp", folder)
     path = tmp_path / "net.onnx"
     path.write_text("old")
 
@@ -99,18 +112,29 @@ def test_a_failed_export_leaves_the_old_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ir, "save", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OutputError, match="the disk is full"):
-        EXPORTERS[name]().export(small.model, path, example=small.inputs)
+        EXPORTERS[name]().export(model, path, example=inputs)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
-def test_places_that_cannot_be_written(name: str, small: Exported, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written(name: str, folder: Path, tmp_path: Path) -> None:
+    model, inputs = model_for(name, "mlp", folder)
     with pytest.raises(OutputError, match="there is no folder"):
-        EXPORTERS[name]().export(small.model, tmp_path / "nowhere" / "net.onnx", example=small.inputs)
+        EXPORTERS[name]().export(model, tmp_path / "nowhere" / "net.onnx", example=inputs)
     with pytest.raises(OutputError, match="is a folder"):
-        EXPORTERS[name]().export(small.model, tmp_path, example=small.inputs)
+        EXPORTERS[name]().export(model, tmp_path, example=inputs)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_path_that_two_files_would_share(name: str, folder: Path, tmp_path: Path) -> None:
+    model, inputs = model_for(name, "mlp", folder)
+    beside = EXPORTERS[name]().export(model, tmp_path / "net.onnx", example=inputs).beside
+    for place in beside:
+        with pytest.raises(SettingError, match=r"at once: give another name, such as net\.(onnx|xml)"):
+            EXPORTERS[name]().export(model, place, example=inputs)
 
 
 @pytest.mark.parametrize("name", EXPORTERS)

@@ -235,6 +235,16 @@ OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write; none is kept if not given."),
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="What --output writes: onnx, or the form that the target's own tool takes, such as aimet, tensorrt or "
+        "openvino (docs/exporting.md). [default: the target's first]",
+        show_default=False,
+    ),
+]
 Verify = Annotated[
     bool | None,
     typer.Option("--verify/--no-verify", help="Run the file on the target's engine. [default: if it is installed]"),

@@ -31,6 +31,7 @@ def quantize(
     data: o.CalibrationOrNone,
     target: o.TargetName = None,
     output: o.OutputFile = None,
+    format: o.Format = None,
     weights: o.Weights = None,
     bits: o.Bits = None,
     weight_bits: o.WeightBits = None,
@@ -66,12 +67,10 @@ def quantize(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Quantize a trained network for a target from calibration data, export it as ONNX, and verify the file.
+    """Quantize a trained network for a target from calibration data, export it, and verify the file.
 
-    No training takes place. What was interrupted goes on when the same command is given again. Exit code 9: a worse
-    verdict of the target's engine than required, or a promise that is not kept; 2 to 8: an error, told on stderr."""
+    Given again, it goes on where it stopped. Exit code 9: a worse verdict or a broken promise; 2 to 8: an error."""
     from isobit.cli import quantizing
-    from isobit.cli.data import Reading
     from isobit.cli.settings import recipe_of
 
     settings = recipe_of(
@@ -81,7 +80,7 @@ def quantize(
         reconstruction=reconstruction)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
-        eval_samples=eval_samples or None, output=output, report=report, verify=verify, engine=engine, faster=faster,
-        reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize), command=context.obj,
-        promise=quantizing.promise_of(max_drop, max_minutes), input_shape=input_shape, balance=balance)  # fmt: skip
+        eval_samples=eval_samples or None, output=output, format=format, report=report, verify=verify, engine=engine,
+        promise=quantizing.promise_of(max_drop, max_minutes), input_shape=input_shape, balance=balance, faster=faster,
+        reading=quantizing.reading_of(batch_size, resize, crop, normalize), command=context.obj)  # fmt: skip
     raise typer.Exit(quantizing.shown(job, require=require, json=json, debug=debug))

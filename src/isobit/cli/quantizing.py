@@ -35,6 +35,7 @@ from isobit.core.records import (
     to_json,
 )
 from isobit.engines import ENGINES
+from isobit.export import EXPORTERS
 from isobit.graph.insert import preparation
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.faster import faster
@@ -44,6 +45,9 @@ from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
 from isobit.recipes.workflow import export, quantize_with, verify
 from isobit.report import check_report, write_report
+
+ENGINES_RUN = "onnx"
+"""The format that engines here run: verified also where the output has another one, which holds the same integers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +63,7 @@ class Job:
     eval_data: str | None = None
     eval_samples: int | None = None
     output: Path | None = None
+    format: str | None = None
     report: Path | None = None
     verify: bool | None = None
     engine: str | None = None
@@ -102,6 +107,11 @@ def promise_of(max_drop: float | None, minutes: float | None) -> Promise | None:
     return Promise(max_drop=max_drop, seconds=None if minutes is None else 60 * minutes)
 
 
+def reading_of(batch_size: int, resize: int | None, crop: int | None, normalize: str | None) -> Reading:
+    """How images are read, from the options."""
+    return Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize)
+
+
 def shown(job: Job, *, require: str, json: bool, debug: bool) -> int:
     """Do the job, print what came out, and give the exit code."""
     check_verdict(require)
@@ -119,6 +129,7 @@ def run(job: Job, watch: Watch) -> Quantized:
         check_writable(job.output)
     if job.report is not None:
         check_report(job.report)
+    format = format_of(job)
     engine, not_verified = engine_for(job)
     watch.stage("loading")
     net = load_model(job.model, job.weights)
@@ -140,14 +151,17 @@ def run(job: Job, watch: Watch) -> Quantized:
     checkpoint = _checkpoint(job)
     model = _quantized(job, net, data, evaluation, checkpoint, watch)
     recipe = decode(Recipe, model.meta["recipe"])
-    with _place(job.output) as path:
+    with _place(job.output if format == ENGINES_RUN else None) as path:
         watch.stage(f"exporting {path.name}")
-        artifact = export(model, path)
+        artifact = export(model, path, format=ENGINES_RUN)
         certificate = None
         if engine is not None:
             watch.stage(f"loading {path.name} into {engine}")
             certificate = verify(path, model, evaluation, engine=engine, progress=evaluation.counted(watch))
         found = measured(net, model, evaluation, certificate, watch)
+        if job.output is not None and format != ENGINES_RUN:
+            watch.stage(f"exporting {job.output.name} as {format}")
+            artifact = export(model, job.output, format=format)
         if job.report is not None:
             write_record(job, net, model, data, certificate, found, watch)
         if checkpoint is not None:
@@ -155,11 +169,12 @@ def run(job: Job, watch: Watch) -> Quantized:
         return Quantized(
             model=job.model, recipe=recipe, calibration=data.text, evaluation=evaluation.text, artifact=artifact,
             certificate=certificate, not_verified=not_verified, accuracy=found,
-            float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net), file_bytes=path.stat().st_size,
+            float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net),
+            file_bytes=sum(p.stat().st_size for p in (artifact.path, *artifact.beside)),
             ranges=model.meta.get("ranges", ()), joint_ranges=model.meta.get("joint_ranges"),
             reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"), faster=timed,
-            notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ())),
-            written=tuple(p for p in (job.output, job.report) if p is not None),
+            notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ()), *artifact.notes),
+            written=tuple(p for p in (job.output, *artifact.beside, job.report) if p is not None),
         )  # fmt: skip
 
 
@@ -182,7 +197,7 @@ def _quantized(
     def found(model: fx.GraphModule, step: StepRecord) -> None:
         if job.output is not None:
             watch.stage(f"exporting {job.output.name}: {step.name}")
-            export(model, job.output)
+            export(model, job.output, format=format_of(job))
 
     return keep(
         net, data, metric_of(evaluation), job.recipe, job.promise,
@@ -222,6 +237,15 @@ def write_record(
     )  # fmt: skip
     watch.stage("writing the report")
     write_report(record, job.report)
+
+
+def format_of(job: Job) -> str:
+    """The format of the output; raises SettingError where there is none to write, or UnknownNameError."""
+    if job.format is not None and job.output is None:
+        raise SettingError("--format says what --output writes: give both")
+    format = job.format or job.recipe.profile().formats[0]
+    look_up("exporter", EXPORTERS, format)
+    return format
 
 
 def engine_for(job: Job) -> tuple[str | None, str]:

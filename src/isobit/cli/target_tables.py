@@ -48,6 +48,7 @@ def details(p: Profile) -> Table:
             ("fused", _fusions(p) or "nothing"),
             ("products in files", type(p.form).__name__),
             ("arithmetic", [f"{f.name}: {_word(getattr(p.arithmetic, f.name))}" for f in fields(p.arithmetic)]),
+            ("formats", ", ".join(p.formats)),
             ("verified", _verified(p)),
             ("files run on", [_engine(e) for e in p.engines]),
         ]
@@ -82,6 +83,7 @@ def as_json(p: Profile) -> dict[str, Any]:
         "arithmetic": str(p.arithmetic),
         "engines": list(p.engines),
         "own_engine": p.own_engine,
+        "formats": list(p.formats),
     }
 
 

@@ -15,10 +15,10 @@ from isobit.cli.output import facts, verdict_text
 from isobit.cli.progress import Watch
 from isobit.core.errors import ArtifactError, SettingError
 from isobit.core.records import Certificate, to_json
+from isobit.integer.files import read_metadata
 from isobit.recipes import workflow
 from isobit.recipes.codec import decode, read_recipe
 from isobit.recipes.recipe import Recipe
-from isobit.verify import read_metadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An exported file. `metadata` is also stored inside it, under the keys isobit.*."""
+    """An exported file. `metadata` is also stored inside it, under the keys isobit.*.
+
+    `beside` are files that belong to it, whose hashes it holds; `notes` what the format does not keep.
+    """
 
     path: Path
     format: str
@@ -14,3 +17,5 @@ class Artifact:
     sha256: str
     integers_sha256: str
     metadata: dict[str, str] = field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()

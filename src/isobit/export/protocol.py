@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, fx
 
 from isobit.core.artifact import Artifact
+from isobit.export.encodings import ReadBack
 
 
 class Exporter(Protocol):
@@ -24,3 +25,10 @@ class Exporter(Protocol):
         metadata: dict[str, str] | None = None,
     ) -> Artifact:
         """Write the file; it holds the same integers as the model, and `metadata` beside isobit's own."""
+
+
+class Reader(Protocol):
+    """An exporter that reads its own files: what a vendor's tool finds in them."""
+
+    def read_back(self, path: str | Path) -> ReadBack:
+        """The encodings in a file, and the integers that follow from its weights; raises ArtifactError."""

@@ -42,6 +42,7 @@ class IntegerWeight(nn.Module):
     ) -> None:
         super().__init__()
         check_bits(grid.scheme.bits, name)
+        self.declared = grid
         integers = grid.quantize(weight.detach())
         signed = grid.scheme.signed or grid.scheme.quant_min < 0
         self.axis, self.block = _layout(grid, weight)

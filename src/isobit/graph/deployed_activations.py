@@ -26,12 +26,17 @@ from isobit.graph.integer_ops import (
 
 @dataclass(frozen=True, eq=False)
 class StoredGrid:
-    """A grid as a file holds it: q in low..high, of the zero point's type, stand for (q - zero_point) · scale."""
+    """A grid as a file holds it: q in low..high, of the zero point's type, stand for (q - zero_point) · scale.
+
+    `declared` is the grid that the quantizer declared: the same values, perhaps under other integers, and those below
+    zero that a ReLU leaves unused.
+    """
 
     scale: Tensor
     zero_point: Tensor
     low: int
     high: int
+    declared: QParams
 
 
 def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_bytes: bool = False) -> StoredGrid:
@@ -62,6 +67,7 @@ def store_activation(grid: QParams, *, non_negative: bool, name: str, signed_byt
         zero_point=torch.tensor(zero - base, dtype=torch.int8 if stays_signed else torch.uint8),
         low=(low if stays_signed else max(low, base)) - base,
         high=high - base,
+        declared=grid,
     )
 
 
@@ -71,7 +77,8 @@ def _store_wide(grid: QParams, *, signed: bool) -> StoredGrid:
     kind = torch.int16 if grid.scheme.signed and signed else torch.uint16
     low, high = (-(1 << 15), (1 << 15) - 1) if kind == torch.int16 else (0, (1 << 16) - 1)
     zero_point = torch.tensor(int(grid.zero_point) + up, dtype=kind)
-    return StoredGrid(scale=grid.scale.detach().clone().float(), zero_point=zero_point, low=low, high=high)
+    scale = grid.scale.detach().clone().float()
+    return StoredGrid(scale=scale, zero_point=zero_point, low=low, high=high, declared=grid)
 
 
 def activation_quantizer(
@@ -107,7 +114,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
-        self.low, self.high = grid.low, grid.high
+        self.low, self.high, self.declared = grid.low, grid.high, grid.declared
 
     @property
     def in_bytes(self) -> bool:

@@ -25,19 +25,20 @@ from isobit.analysis.calibration_data import balanced
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
+from isobit.core.litert_file import is_litert
 from isobit.core.memory import freed_memory_stays
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
 from isobit.graph.capture import capture
-from isobit.integer.files import format_of
+from isobit.graph.insert import preparation
+from isobit.integer.files import format_of, read_metadata
 from isobit.recipes import quant_modules
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.recipe import Recipe, recipe_of
 from isobit.recipes.table import look_up
-from isobit.targets import TARGETS
-from isobit.verify import read_metadata
+from isobit.targets import TARGETS, Profile
 from isobit.verify import verify as verify_with
 
 __all__ = [
@@ -203,15 +204,24 @@ def finish(model: fx.GraphModule) -> fx.GraphModule:
     return model
 
 
-def export(model: fx.GraphModule, path: str | Path, *, format: str = "onnx") -> Artifact:
+def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None) -> Artifact:
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
-    The file holds integer weights and biases, and names its target, recipe and integers in its metadata.
+    The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
+    name of `isobit.export.EXPORTERS`: `litert` by default where `path` ends on .tflite, else the first of the target's
+    other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as a float network with a file of
+    encodings beside it; `Artifact.notes` says what a format leaves to that tool.
     """
     _check_prepared(model)
-    exporter = look_up("exporter", EXPORTERS, format)()
+    exporter = look_up("exporter", EXPORTERS, format or _format_for(Path(path), preparation(model).profile))()
     metadata = {"isobit.recipe": json.dumps(model.meta["recipe"])} if "recipe" in model.meta else {}
     return exporter.export(model, path, example=example_of(model), metadata=metadata)
+
+
+def _format_for(path: Path, profile: Profile) -> str:
+    if is_litert(path):
+        return "litert"
+    return next((name for name in profile.formats if name != "litert"), "onnx")
 
 
 @freed_memory_stays()

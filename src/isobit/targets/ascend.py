@@ -19,4 +19,5 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     arithmetic=FLOAT32,
     engines=("onnxruntime", "openvino"),
+    formats=("onnx", "ascend"),
 )

@@ -28,4 +28,5 @@ PROFILE = Profile(
     arithmetic=XNNPACK,
     engines=("litert", "litert-reference"),
     own_engine="litert",
+    formats=("litert", "onnx"),
 )

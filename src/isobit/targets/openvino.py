@@ -20,5 +20,6 @@ PROFILE = Profile(
     arithmetic=FLOAT32,
     offset_weights=True,
     engines=("openvino",),
+    formats=("onnx", "openvino"),
     own_engine="openvino",
 )

@@ -59,7 +59,8 @@ class Profile:
     bits in bytes, so that their levels may be any 2^bits integers in a row: a zero point, taken off in the file, costs
     nothing. `ranges` says where those of activations come from: from calibration, from each input while the network
     runs, or from nowhere, since activations stay in float, or, with weights and biases, are cast to a float format that
-    needs none. `form` is what a file multiplies weights with. `widths` are those that weights and activations may have.
+    needs none. `form` is what a file multiplies weights with. `formats` are the names of the exporters that write
+    what its tools take, the default first. `widths` are those that weights and activations may have.
 
     `assumed` says what in the profile `source` does not. `own_engine` is the one of `engines` that the target is; where
     it is None, the others stand in for it: they show that the file holds what the simulation computes, while the
@@ -85,6 +86,7 @@ class Profile:
     offset_weights: bool = False
     ranges: Literal["calibrated", "dynamic", "none", "cast"] = "calibrated"
     form: Form = DequantizeLinear()
+    formats: tuple[str, ...] = ("onnx",)
 
     @property
     def activations(self) -> str:

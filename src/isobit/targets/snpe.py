@@ -15,4 +15,5 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     arithmetic=FLOAT32,
     engines=("onnxruntime", "openvino"),
+    formats=("onnx", "aimet", "aimet-1.0"),
 )

@@ -1,0 +1,144 @@
+"""A float network as ONNX with files of encodings beside it: written together, and known to belong together."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from torch import Tensor, fx
+
+from isobit.core.artifact import Artifact
+from isobit.core.errors import ArtifactError, SettingError
+from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.export.float_network import FloatNetwork, float_network
+from isobit.export.opset import at_opset
+
+BESIDE = "isobit.beside"
+"""The key of the file's metadata that holds the names of the other files, and their SHA-256."""
+
+
+def check_places(path: Path, suffixes: Sequence[str], *, instead: str = ".onnx") -> None:
+    """Raise OutputError or SettingError where these files could not be written; `instead` is the network's suffix."""
+    check_writable(path)
+    for suffix in suffixes:
+        if path.suffix == suffix:
+            raise SettingError(
+                f"{path.name} would be the network and its {suffix} file at once: give another name, such as "
+                f"{path.with_suffix(instead).name}"
+            )
+        check_writable(path.with_suffix(suffix))
+
+
+def write_beside(
+    network: FloatNetwork,
+    path: Path,
+    files: Mapping[str, str],
+    *,
+    format: str,
+    opset: int | None,
+    metadata: Mapping[str, str] | None,
+    notes: Sequence[str] = (),
+) -> Artifact:
+    """Write the network and `files`, texts by suffix; all of them appear or none.
+
+    `opset` is what the vendor's tool reads; a network with ops that it does not have keeps its own, and a note says so.
+    """
+    contents = {path.with_suffix(suffix): text.encode() for suffix, text in files.items()}
+    hashes = {place.name: hashlib.sha256(content).hexdigest() for place, content in contents.items()}
+    own = {
+        "isobit.version": version("isobit"),
+        "isobit.target": network.target,
+        "isobit.format": format,
+        "isobit.integers_sha256": network.integers_sha256,
+        BESIDE: json.dumps(hashes, sort_keys=True),
+    }
+    program, lowered = at_opset(network.program, opset)
+    program.metadata_props.update({**(metadata or {}), **own})
+    with ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        for place, content in contents.items():
+            stack.enter_context(atomic_path(place)).write_bytes(content)
+        ir.save(program, temporary)
+    return Artifact(
+        path=path,
+        format=format,
+        target=network.target,
+        sha256=sha256_of_file(path),
+        integers_sha256=network.integers_sha256,
+        metadata={**(metadata or {}), **own},
+        beside=tuple(contents),
+        notes=(*notes, *lowered),
+    )
+
+
+def export_beside(
+    model: fx.GraphModule,
+    path: str | Path,
+    *,
+    example: tuple[Tensor, ...],
+    metadata: Mapping[str, str] | None,
+    format: str,
+    opset: int | None,
+    suffix: str,
+    what: str,
+    text: Callable[[FloatNetwork], tuple[str, Sequence[str]]],
+) -> Artifact:
+    """Write a prepared model as a float network and one file beside it: its text, and notes, by `text`.
+
+    `what` names the format in error texts. Raises UnsupportedError or OutputError.
+    """
+    path = Path(path)
+    check_places(path, [suffix])
+    network = float_network(model, example, what=what)
+    content, notes = text(network)
+    return write_beside(network, path, {suffix: content}, format=format, opset=opset, metadata=metadata, notes=notes)
+
+
+def read_beside(path: str | Path, *, format: str) -> tuple[ir.Model, dict[str, str]]:
+    """The network, and the texts of the files beside it by suffix.
+
+    Raises ArtifactError where one is missing or changed, or where this is another format's file.
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load(path)
+        onnx.checker.check_model(proto)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise ArtifactError(f"{path} is missing, truncated, or not an ONNX file. Export it again") from error
+    held = {entry.key: entry.value for entry in proto.metadata_props}
+    if held.get("isobit.format") != format or BESIDE not in held:
+        raise ArtifactError(f"{path} was not written by isobit's exporter {format}: it is {_kind(held)}")
+    texts = {}
+    for name, sha256 in json.loads(held[BESIDE]).items():
+        place = path.with_name(name)
+        if place.name != name or not place.is_file():
+            raise ArtifactError(f"{path} needs {name} beside it, which is not there: export both again")
+        content = place.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ArtifactError(f"{place} is not the one that was written with {path.name}: export both again")
+        texts[place.suffix] = content.decode()
+    return ir.from_proto(proto), texts
+
+
+def _kind(metadata: Mapping[str, str]) -> str:
+    found = metadata.get("isobit.format", "onnx" if "isobit.version" in metadata else "")
+    return f"a file of the format {found}" if found else "a foreign file"
+
+
+def to_text(value: object) -> str:
+    """JSON, in the order of the network."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def parsed(path: str | Path, text: str) -> Any:
+    """JSON read; raises ArtifactError."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"what stands beside {path} is no JSON: {error}. Export it again") from error
