@@ -10,7 +10,7 @@ from isobit.analysis.layer_error import sensitivity
 from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
 from isobit.core.granularity import PerChannel, PerTensor, blocks
-from isobit.core.grid import Float16
+from isobit.core.grid import Float16, Geometric
 from isobit.core.qparams import QParams
 from isobit.core.records import JointRangesRecord, SegmentRecord
 from isobit.core.scheme import PowerOfTwo
@@ -122,16 +122,17 @@ def responsible(layers: Sequence[Layer], isolated: Mapping[str, Noise], *, share
 def _weights(layers: Sequence[Layer], target: str, isolated: Mapping[str, Noise]) -> Iterator[str]:
     """Channels that one scale does not fit, the noisiest layer first, and channels that compute nothing."""
     found = {layer: c for layer in layers if (c := channels(layer)) is not None}
-    wide = {k: c for k, c in found.items() if c.ratio > WIDE and isinstance(_granularity(k), PerTensor)}
+    wide = {k: c for k, c in found.items() if c.ratio > WIDE and _has_one_scale(k)}
     if wide:
         shares = sensitivity(isolated)
         worst = sorted(wide, key=lambda layer: (-shares.get(layer.name, 0.0), -wide[layer].ratio))
         texts = [f"{k.name} ({k.label}, {wide[k].ratio:.0f} times{_coarse(wide[k])})" for k in worst]
         others = [n for n, p in TARGETS.items() if isinstance(p.weight.granularity, PerChannel) and n != target]
+        others.sort(key=lambda name: TARGETS[name].own_engine is None)  # what can be run here comes first
         yield (
             f"one weight scale for the whole tensor wastes its levels where the ranges of channels differ more than "
             f"{WIDE:g} times: {_listed(texts)}. Equalize the channels, or use a target with a scale per channel "
-            f"({', '.join(others)})"
+            f"({_listed(others)})"
         )
     if zero := [f"{k.name} ({len(c.zero)} of {c.count})" for k, c in found.items() if c.zero]:
         yield f"channels whose weights are as good as zero: {_listed(zero)}. They only give their bias: prune them"
@@ -184,9 +185,11 @@ def _passes(model: fx.GraphModule) -> Iterator[str]:
         yield f"{len(ops)} {'op stays' if len(ops) == 1 else 'ops stay'} in float, because {reason}: {_listed(ops)}"
 
 
-def _granularity(layer: Layer) -> object:
+def _has_one_scale(layer: Layer) -> bool:
+    """Whether all channels share one scale; those of a geometric grid have levels of their own size all the same."""
     assert layer.weight is not None
-    return layer.weight.grid().scheme.granularity
+    scheme = layer.weight.grid().scheme
+    return isinstance(scheme.granularity, PerTensor) and not isinstance(scheme.grid, Geometric)
 
 
 def _coarse(found: Channels) -> str:

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from isobit.cli.output import facts
+from isobit.core.grid import Uniform
 from isobit.engines import ENGINES
 from isobit.targets import Placement, Profile
 from isobit.targets.profile import in_words
@@ -40,8 +41,8 @@ def details(p: Profile) -> Table:
             ("weights", str(p.weight)),
             ("activations", p.activations),
             ("widths", f"{in_words(p.widths)} bits"),
-            ("signed activations in files", "signed bytes" if p.signed_bytes else "unsigned bytes, 128 higher"),
-            ("biases", "float" if p.bias_bits is None else f"int{p.bias_bits}, scale of the input times the weight's"),
+            ("signed activations in files", _signed(p)),
+            ("biases", _biases(p)),
             ("first, last layer", "as all others" if p.edge_bits is None else f"at least {p.edge_bits} bits"),
             ("batch norm", "folded into the layer before" if p.fold_bn else "kept as an op of its own"),
             *_placement(p.placement),
@@ -109,6 +110,25 @@ def _fusions(p: Profile) -> list[str]:
 def _word(value: object) -> str:
     """A rule by its name and settings, `FloatMultiplier`; a number as it is."""
     return str(value).removesuffix("()")
+
+
+def _signed(p: Profile) -> str:
+    if not isinstance(p.activation.grid, Uniform):
+        return (
+            "float16, cast from and to float32" if p.ranges == "cast" else "float32, looked up in a table of the levels"
+        )
+    return "as they are" if p.signed_bytes else "unsigned, by half of the levels higher"
+
+
+def _biases(p: Profile) -> str:
+    if p.ranges == "cast":
+        return "float16"
+    if p.bias_bits is None:
+        return "float"
+    scale = (
+        "a power of two as scale" if not isinstance(p.weight.grid, Uniform) else "scale of the input times the weight's"
+    )
+    return f"int{p.bias_bits}, {scale}"
 
 
 def _verified(p: Profile) -> str:
