@@ -20,7 +20,7 @@ from typing import final
 import numpy as np
 import onnx
 
-from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, Arithmetic
+from isobit.core.arithmetic import FLOAT32_NEON, FLOAT32_PAIRS, Arithmetic
 from isobit.core.errors import EngineError
 from isobit.core.records import Kernel
 from isobit.engines.base import check_inputs, expose_tensors, graph_inputs, read_model
@@ -46,10 +46,10 @@ class Machine:
 MACHINES = {
     "avx2": Machine(qemu="qemu-x86_64", cpu="Haswell", instructions="AVX2", arithmetic=FLOAT32_PAIRS),
     "arm64": Machine(
-        qemu="qemu-aarch64", cpu="cortex-a76", instructions="NEON, dot product", arithmetic=FLOAT32
+        qemu="qemu-aarch64", cpu="cortex-a76", instructions="NEON, dot product", arithmetic=FLOAT32_NEON
     ),
     "arm64-i8mm": Machine(
-        qemu="qemu-aarch64", cpu="max", instructions="NEON, dot product, I8MM", arithmetic=FLOAT32
+        qemu="qemu-aarch64", cpu="max", instructions="NEON, dot product, I8MM", arithmetic=FLOAT32_NEON
     ),
 }  # fmt: skip
 """qemu knows no AVX-512: AVX512 without VNNI cannot be had this way."""

@@ -61,6 +61,15 @@ class FusedRatios:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedRatios:
+    """Add: ((q_a - z_a) · m_a + (q_b - z_b) · m_b) >> k, half away from zero, + z: MLAS on Arm.
+
+    m = rint(s / s_y · 2^k), k = 21 - e, where 2^e is the highest power of two in the larger ratio of scales. Where an m
+    is 2^22, or a ratio below 2^-14 or from 2^8 on: rint(fma(q_a - z_a, s_a, (q_b - z_b) · s_b) / s_y + z).
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class WidenedSum:
     """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite."""
 
@@ -72,7 +81,7 @@ class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
 
-Add = FusedRatios | WidenedSum | ThroughFloat | ThroughRequantize
+Add = FusedRatios | FixedRatios | WidenedSum | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
 
 
@@ -103,11 +112,17 @@ class Arithmetic:
         return replace(self, pair_bits=self.older_pair_bits)
 
 
-FLOAT32 = Arithmetic(older_pair_bits=16)
+FLOAT32 = Arithmetic()
+"""Float multipliers, and registers that hold what comes."""
+
+FLOAT32_VNNI = Arithmetic(older_pair_bits=16)
 """ONNX Runtime on x86 with VNNI: zero mismatches."""
 
-FLOAT32_PAIRS = FLOAT32.before_vnni
+FLOAT32_PAIRS = FLOAT32_VNNI.before_vnni
 """The same before VNNI (AVX2, AVX512): sums of pairs can saturate."""
+
+FLOAT32_NEON = Arithmetic(add=FixedRatios())
+"""ONNX Runtime on Arm64: zero mismatches, under emulation."""
 
 GEMMLOWP = Arithmetic(
     requantize=FixedPoint(), add=WidenedSum(), average=ThroughRequantize(), concat=ThroughRequantize()
