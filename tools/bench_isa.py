@@ -58,10 +58,14 @@ def main(arguments: list[str]) -> int:
                 say(f"{name}: {engine}{', avoid_saturation' if avoid else ''}")
                 rows += measured(name, engine, avoid, options.folder, options.images, missed)
     title = f"The same file on several instruction sets, {options.images} images each"
-    return finish([Table(title=title, columns=COLUMNS, rows=tuple(rows))], json_file=options.json, records=rows, failed=missed)
+    return finish(
+        [Table(title=title, columns=COLUMNS, rows=tuple(rows))], json_file=options.json, records=rows, failed=missed
+    )
 
 
-def measured(name: str, engine: str, avoid: bool, machines: Path, images: int, missed: list[str]) -> list[tuple[str, ...]]:
+def measured(
+    name: str, engine: str, avoid: bool, machines: Path, images: int, missed: list[str]
+) -> list[tuple[str, ...]]:
     """A row for each instruction set."""
     calibration, test = data_of(name)
     model = isobit.quantize(pretrained(name).load(), calibration, target=TARGETS[engine], avoid_saturation=avoid)

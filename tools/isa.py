@@ -44,7 +44,10 @@ def add_of_all_levels(seed: int) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     """The sum of every two levels; the ratios of scales are near sixteenths, so that many sums are ties."""
     rng = np.random.default_rng(seed)
     step = np.float32(rng.uniform(0.01, 0.08))
-    sixteenths = [np.float32(k / 16 * (1 + e * 2.0**-23)) for k, e in zip(rng.integers(1, 32, 2), rng.integers(-2, 3, 2), strict=True)]
+    sixteenths = [
+        np.float32(k / 16 * (1 + e * 2.0**-23))
+        for k, e in zip(rng.integers(1, 32, 2), rng.integers(-2, 3, 2), strict=True)
+    ]
     scales = dict(zip("aby", (sixteenths[0] * step, sixteenths[1] * step, step), strict=True))
     constants = {f"s{k}": np.float32(v) for k, v in scales.items()}
     constants |= {f"z{k}": np.uint8(rng.integers(0, 256)) for k in scales}
@@ -60,7 +63,8 @@ def add_of_all_levels(seed: int) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     graph = helper.make_graph(nodes, "add", values[:2], values[2:], initializers)
     levels = np.meshgrid(np.arange(256), np.arange(256))
     inputs = [
-        ((q.reshape(1, -1) - int(constants[f"z{k}"])) * scales[k]).astype(np.float32) for k, q in zip("ab", levels, strict=True)
+        ((q.reshape(1, -1) - int(constants[f"z{k}"])) * scales[k]).astype(np.float32)
+        for k, q in zip("ab", levels, strict=True)
     ]
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), inputs
 
@@ -102,7 +106,10 @@ def check_add(folder: Path, machines: Path) -> list[str]:
             onnx.save(model, folder / "add.onnx")
             reference = run_reference(folder / "add.onnx", inputs, engine.arithmetic).outputs[0]
             differ += int((engine.load(folder / "add.onnx").run(inputs)[0] != reference).sum())
-        print(f"{'Add of all levels':26} {engine.instruction_set():26} {differ:6,} of {4 * PAIRS:,} outputs differ", flush=True)
+        print(
+            f"{'Add of all levels':26} {engine.instruction_set():26} {differ:6,} of {4 * PAIRS:,} outputs differ",
+            flush=True,
+        )
         failed += [f"Add on {engine.instruction_set()}"] if differ else []
     return failed
 

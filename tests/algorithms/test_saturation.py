@@ -1,4 +1,4 @@
-"""Saturation avoided: proved on the file's integers, and shown on a real engine that computes as x86 before VNNI does."""
+"""Saturation avoided: proved on the file's integers, and shown on a real engine with the instructions before VNNI."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_quantizers_with_steps_of_their_own(method: str) -> None:
 
 
 def test_training_refuses_it() -> None:
-    with pytest.raises(SettingError, match="isobit.quantize"):
+    with pytest.raises(SettingError, match=r"isobit\.quantize"):
         isobit.prepare(saturating_network(), INPUTS[0], target="onnxruntime-x86", avoid_saturation=True)
 
 

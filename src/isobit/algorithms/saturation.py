@@ -121,11 +121,8 @@ def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     if not (pairs > limit).any():
         return least
     losses = np.stack([_loss(weight, _scaled(grid, factor), layer) for factor in factors])
-    if grid.scale.dim():
-        factors = factors[losses.argmin(0), np.arange(len(pairs))]
-    else:
-        factors = factors[losses.sum(1).argmin()]
-    found: np.ndarray = np.maximum(least, factors)
+    by_output = losses.argmin(0), np.arange(len(pairs))
+    found: np.ndarray = np.maximum(least, factors[by_output if grid.scale.dim() else losses.sum(1).argmin()])
     return found
 
 

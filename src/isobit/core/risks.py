@@ -13,7 +13,7 @@ class OverflowRisk:
     """A layer whose integers can leave their registers: an accumulator of 32 bits, or a pair sum of 16.
 
     `outputs` is the number of all channels. For a pair, `weights` and `levels` are the two of each that go farthest:
-    their products sum to `worst`, or to `worst` and one more below 0. Levels are unsigned bytes, as an engine multiplies
+    their products sum to `worst`, or to `worst` and one more below 0. Levels are unsigned bytes, as engines multiply
     them: signed ones are 128 higher than in the file.
     """
 

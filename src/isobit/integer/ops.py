@@ -10,8 +10,8 @@ from torch import Tensor
 from isobit.core.arithmetic import (
     Arithmetic,
     FixedPoint,
-    FloatMultiplier,
     FixedRatios,
+    FloatMultiplier,
     FusedRatios,
     Shift,
     ThroughFloat,
