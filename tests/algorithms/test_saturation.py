@@ -113,6 +113,7 @@ def test_a_bias_that_fills_the_accumulator() -> None:
     plain, safe = (quantized(net, avoid_saturation=a) for a in (False, True))
     kinds = [(r.kind, r.channels) for r in saturation(plain) if r.kind == "accumulator"]
     assert kinds == [("accumulator", (1,))] and saturation(safe) == ()
+    assert [r.filled for r in safe.meta["saturation"]] == [1] and safe.meta["saturation"][0].factor < 2.1
     expected = net(INPUTS[0])[:, 1]
     errors = [(convert(m)(INPUTS[0])[:, 1] - expected).abs().max() for m in (safe, plain)]
     assert errors[0] < 0.01 < errors[1]

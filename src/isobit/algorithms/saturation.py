@@ -45,7 +45,8 @@ def widen_steps(model: fx.GraphModule) -> dict[str, SaturationRecord]:
         if grid.scheme.bits < 8 and bool((grid.zero_point != 0).any()):
             continue  # a file holds it without zero point
         factor = _factor(model.get_parameter(f"{layer.name}.weight").detach(), grid, layer)
-        channels = np.flatnonzero(np.broadcast_to(factor, len(layer.raw.weight)) > 1)
+        by_output = np.broadcast_to(factor, len(layer.raw.weight))
+        channels, filled = np.flatnonzero(by_output > 1), _room(layer) > 1
         if not channels.size:
             continue
         _scale(slot, grid, factor)
@@ -54,8 +55,9 @@ def widen_steps(model: fx.GraphModule) -> dict[str, SaturationRecord]:
             layer=layer.name,
             channels=tuple(int(c) for c in channels),
             outputs=len(layer.raw.weight),
-            factor=float(factor.max()) * (1.0 if before is None else before.factor),
+            factor=float(by_output[~filled].max(initial=1.0)) * (1.0 if before is None else before.factor),
             clamped=0,
+            filled=int(filled.sum()),
         )
     return changed
 
@@ -96,9 +98,11 @@ def _note(found: tuple[SaturationRecord, ...]) -> str:
     largest = ", ".join(
         f"{f.layer} ({len(f.channels)} of {f.outputs}, steps up to {f.factor:.2f} times as large)" for f in found[:3]
     )
+    filled = sum(f.filled for f in found)
     return (
         f"avoid_saturation changed {channels:,} of {outputs:,} channels of {len(found)} layers and moved "
         f"{sum(f.clamped for f in found):,} weights to another level: {largest}{', …' if len(found) > 3 else ''}"
+        f"{f'. Of these {filled:,} have a bias that 32 bits of their steps did not hold' if filled else ''}"
     )
 
 
@@ -114,8 +118,7 @@ def check_settled(model: fx.GraphModule) -> None:
 def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     """What to multiply the steps with, of the shape of the scale; 1 where nothing has to change."""
     powers, limit = isinstance(grid.scheme.scale, PowerOfTwo), (1 << (PAIR_BITS - 1)) - 1
-    room = layer.sums() * ROOM / ((1 << (ACCUMULATOR_BITS - 1)) - 1)
-    least, pairs = _of_scale(np.maximum(room, 1.0), grid, powers=powers), layer.pairs()
+    least, pairs = _of_scale(np.maximum(_room(layer), 1.0), grid, powers=powers), layer.pairs()
     most = _of_scale(np.where(pairs > limit, pairs / limit * 1.02, 1.0), grid, powers=powers)
     factors = np.stack([1 + (most - 1) * t for t in ((0.0, 1.0) if powers else np.linspace(0, 1, TRIED))])
     if not (pairs > limit).any():
@@ -123,6 +126,12 @@ def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     losses = np.stack([_loss(weight, _scaled(grid, factor), layer) for factor in factors])
     by_output = losses.argmin(0), np.arange(len(pairs))
     found: np.ndarray = np.maximum(least, factors[by_output if grid.scale.dim() else losses.sum(1).argmin()])
+    return found
+
+
+def _room(layer: IntegerLayer) -> np.ndarray:
+    """How many accumulators of 32 bits each output's sum would fill, the rounding of weights and bias included."""
+    found: np.ndarray = layer.sums() * ROOM / ((1 << (ACCUMULATOR_BITS - 1)) - 1)
     return found
 
 

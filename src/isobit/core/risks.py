@@ -38,8 +38,9 @@ class OverflowRisk:
 class SaturationRecord:
     """A layer whose channels were changed, so that none of their sums leaves its register.
 
-    `factor` is the largest by which a channel's step grew: 2 is one bit less. `clamped` weights were moved to a level
-    that is not the nearest.
+    `factor` is the largest by which a channel's step grew for its pairs: 2 is one bit less. `filled` channels have a
+    bias that fills an accumulator of the steps before; those grew as much as needed. `clamped` weights were moved to
+    a level that is not the nearest.
     """
 
     layer: str
@@ -47,6 +48,7 @@ class SaturationRecord:
     outputs: int
     factor: float
     clamped: int
+    filled: int = 0
 
 
 def pair_text(risks: Sequence[OverflowRisk], *, shown: int = 3) -> str:
