@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check engines bench docs
+.PHONY: help demo test check engines isa bench docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,9 @@ check: $(VENV)/.dev ## linters alone: ruff, mypy, the direction of imports, the 
 
 engines: $(VENV)/.dev ## which engines are installed here, and their versions
 	@$(BIN)/python tools/engines.py
+
+isa: $(VENV)/.dev ## the proofs of saturation on emulated machines, AVX2 without VNNI and Arm64, set up in out/isa (Debian)
+	$(BIN)/python tools/isa.py out/isa
 
 bench: $(VENV)/.dev ## the slow tests, then what isobit costs and gains beside other tools (up to an hour)
 	$(BIN)/python -m pytest -m slow

@@ -18,6 +18,7 @@ from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
+from isobit.core.risks import OverflowRisk, pair_text
 from isobit.engines import Engine, Session
 from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
@@ -267,10 +268,19 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         float_islands=islands,
         findings=findings,
         risks=overflow_risks(runs.file, engine.arithmetic),
+        older_risks=_older_risks(runs),
         latency=latency,
         integers_sha256=metadata.get("isobit.integers_sha256", ""),
         versions={name: version(name) for name in ("isobit", "torch", "onnx")},
     )
+
+
+def _older_risks(runs: _Executions) -> tuple[OverflowRisk, ...]:
+    """The pairs that saturate with this engine on x86 before VNNI, where this machine is none."""
+    arithmetic = runs.engine.arithmetic
+    if arithmetic.pair_bits is not None or arithmetic.older_pair_bits is None:
+        return ()
+    return tuple(r for r in overflow_risks(runs.file, arithmetic.before_vnni) if r.kind == "pair")
 
 
 def _verdict(runs: _Executions, known: str) -> tuple[Verdict, str]:
@@ -293,6 +303,8 @@ def _verdict(runs: _Executions, known: str) -> tuple[Verdict, str]:
         cause = cause or f"{runs.engine.name} does not show its integers: the arithmetic of a fused op differs"
         return ("bounded" if tally.largest <= _limit(tally) else "broken"), cause
     rule = f"{tally.first.op} {tally.first.name} differs first, by {tally.first.largest:g} ({tally.first.rule})"
+    if text := pair_text([r for r in overflow_risks(runs.path, runs.engine.arithmetic) if r.layer == tally.first.name]):
+        rule += f"; {text}"
     islands = set(runs.session.float_islands())
     if islands:
         rule += f"; {runs.engine.name} runs {len(islands)} ops in float"

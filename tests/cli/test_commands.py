@@ -150,6 +150,19 @@ def test_any_key_of_a_recipe_can_be_set(here: Path) -> None:
     assert recipe["activation_observer"] == {"name": "percentile", "percentile": 99.0}
 
 
+def test_saturation_is_named_and_avoided(here: Path) -> None:
+    command = "quantize nets.py:net -d data.py:good -t onnxruntime-x86 --no-verify --json"
+    assert json.loads(invoke(command).stdout)["saturation"] == []
+    found = json.loads(invoke(f"{command} --avoid-saturation").stdout)
+    assert found["recipe"]["avoid_saturation"] is True
+    assert found["saturation"] and all(r["channels"] for r in found["saturation"])
+    assert any(note.startswith("avoid_saturation changed") for note in found["notes"])
+    analysis = invoke("analyze nets.py:net -d data.py:good -t onnxruntime-x86 --json").stdout
+    assert any(
+        "before VNNI" in warning and "--avoid-saturation" in warning for warning in json.loads(analysis)["warnings"]
+    )
+
+
 def test_a_promise_is_kept_or_the_best_is_written_and_the_exit_code_says_so(here: Path) -> None:
     kept = invoke(f"{Q} --eval-data good.npz --json --max-drop 100")
     assert kept.exit_code == 0, kept.stderr

@@ -8,6 +8,7 @@ from integer.cases import residual_network
 from integer.graphs import QdqGraph
 from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, Arithmetic
 from isobit.integer import overflow_risks
+from isobit.integer.pairs import PairedProducts
 
 
 def one_gemm(w: np.ndarray, *, zero_point: int, bias: np.ndarray | None = None, **kind: object) -> QdqGraph:
@@ -41,40 +42,90 @@ def test_the_worst_accumulator_is_that_of_brute_force(zero_point: int) -> None:
 
 
 @pytest.mark.parametrize("high", [40, 63, 64, 65, 127])
-def test_pairs_against_all_pairs(high: int) -> None:
-    """Every pair of weights with every pair of levels 0 and 255, as vpmaddubsw adds them."""
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_pairs_against_all_levels(high: int, dtype: type) -> None:
+    """Every pair of neighbours with every pair of levels, as vpmaddubsw adds them: signed levels are 128 higher."""
     rng = np.random.default_rng(high)
-    w = rng.integers(-high, high + 1, (5, 7))
+    w = rng.integers(-high, high + 1, (6, 7))
     w[0, :2] = high
+    w[1] = [high, 0, high, 0, high, 0, high]  # two large weights that no engine adds
     saturates = []
     for row in w:
-        sums = [
-            a * row[i] + b * row[j]
-            for i, j in product(range(7), repeat=2)
-            if i != j
-            for a in (0, 255)
-            for b in (0, 255)
-        ]
+        sums = [a * row[i] + b * row[i + 1] for i in (0, 2, 4) for a in (0, 255) for b in (0, 255)]
         saturates.append(max(sums) > 32767 or min(sums) < -32768)
-    found = overflow_risks(one_gemm(w, zero_point=0).model(), FLOAT32_PAIRS)
+    found = overflow_risks(one_gemm(w, zero_point=0, dtype=dtype).model(), FLOAT32_PAIRS)
     channels = tuple(int(c) for c in np.flatnonzero(saturates))
-    assert (found[0].channels if found else ()) == channels
-    assert all(r.kind == "pair" and r.limit == 32767 for r in found)
+    assert (found[0].channels if found else ()) == channels and 1 not in channels
+    assert all(r.kind == "pair" and r.limit == 32767 and r.outputs == 6 for r in found)
+    for risk in found:
+        farthest = sum(a * b for a, b in zip(risk.weights, risk.levels, strict=True))
+        assert risk.worst in (farthest, -farthest - 1) and set(risk.levels) <= {0, 255}
     if high == 63:
         assert not found  # 7-bit weights are the known cure: 2 · 255 · 63 = 32,130
     if high == 65:
         assert 0 in found[0].channels and found[0].worst >= 2 * 255 * 65
 
 
+def saturating(g: QdqGraph, shape: tuple[int, ...], ones: list[tuple[int, ...]], **attributes: int) -> None:
+    """A convolution whose first output has the weight 127 at those places, (input channel, row, column)."""
+    w = np.zeros(shape, np.int8)
+    for place in ones:
+        w[(0, *place)] = 127
+    names = [g.constant("w", w), g.constant("s", np.ones(shape[0], np.float32))]
+    names.append(g.constant("z", np.zeros(shape[0], np.int8)))
+    weight = g.node("DequantizeLinear", names, axis=0)
+    channels = shape[1] * attributes.get("group", 1)
+    x = g.qdq(g.input("batch", channels, 6, 6), zero_point=3, scale=0.1)
+    g.output(g.qdq(g.node("Conv", [x, weight], kernel_shape=list(shape[2:]), **attributes), scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "ones", "group", "expected"),
+    [
+        ((2, 4, 3, 3), [(0, 1, 1), (1, 1, 1)], 1, True),
+        ((2, 4, 3, 3), [(1, 1, 1), (2, 1, 1)], 1, False),
+        ((2, 4, 3, 3), [(0, 1, 1), (0, 1, 2)], 1, False),
+        ((2, 3, 3, 3), [(0, 1, 1), (1, 1, 1)], 1, True),  # OpenVINO: neighbours at one position
+        ((2, 3, 3, 3), [(2, 0, 0), (0, 0, 1)], 1, True),  # ONNX Runtime: neighbours through all of the kernel
+        ((2, 3, 3, 3), [(1, 0, 0), (2, 0, 0)], 1, False),
+        ((4, 1, 3, 3), [(0, 0, 0), (0, 0, 1)], 4, False),  # depthwise
+        ((8, 1, 3, 3), [(0, 0, 0), (0, 2, 2)], 4, True),  # two outputs a channel: any two
+    ],
+)
+def test_which_products_are_neighbours(
+    shape: tuple[int, ...], ones: list[tuple[int, ...]], group: int, expected: bool
+) -> None:
+    g = QdqGraph(0)
+    saturating(g, shape, ones, group=group)
+    assert bool(overflow_risks(g.model(), FLOAT32_PAIRS)) is expected
+
+
 def test_fewer_levels_leave_room() -> None:
-    """Activations of 4 bits, clipped on the integers, cannot saturate; signed ones have other instructions."""
+    """Activations of 4 bits, clipped on the integers, cannot saturate; nor do unsigned weights."""
     g = QdqGraph(0)
     x = g.qdq(g.input("batch", 4, 5, 5), zero_point=0, clip=(0, 15))
     g.output(g.qdq(g.conv(x, 4, 4)))
     assert overflow_risks(g.model(), FLOAT32_PAIRS) == ()
-    w = np.full((2, 4), 127)
-    assert overflow_risks(one_gemm(w, zero_point=0).model(), FLOAT32_PAIRS)
-    assert overflow_risks(one_gemm(w, zero_point=0, dtype=np.int8).model(), FLOAT32_PAIRS) == ()
+    assert overflow_risks(one_gemm(np.full((2, 4), 127), zero_point=0).model(), FLOAT32_PAIRS)
+    g = QdqGraph(0)
+    x = g.qdq(g.input("batch", 4, 5, 5), zero_point=0)
+    weight, _ = g.weight((4, 4, 3, 3), low=0, high=255, dtype=np.uint8)
+    g.output(g.qdq(g.node("Conv", [x, weight])))
+    assert overflow_risks(g.model(), FLOAT32_PAIRS) == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("shape", "groups"), [((5, 4, 3, 3), 1), ((6, 3, 3, 3), 2), ((4, 1, 5, 5), 2), ((7, 9), 1)])
+def test_weights_brought_within_bounds(shape: tuple[int, ...], groups: int, seed: int) -> None:
+    """No pair saturates afterwards, and what could not is untouched."""
+    rng = np.random.default_rng(seed)
+    high = rng.integers(100, 256, (groups, shape[1]))
+    before = PairedProducts(rng.integers(-128, 128, shape), np.zeros_like(high), high)
+    after = PairedProducts(before.within(16), before.low, before.high)
+    assert before.worst().max() > 32767 >= after.worst().max()
+    fine = before.worst() <= 32767
+    assert np.array_equal(before.weight[fine], after.weight[fine])
+    assert (np.abs(after.weight) <= np.abs(before.weight)).all()
 
 
 def test_a_network_names_its_layers() -> None:
@@ -109,5 +160,7 @@ def test_a_product_with_a_dynamic_range_is_bounded_for_every_zero_point() -> Non
     assert (found.layer, found.kind, found.channels, found.worst) == ("product", "accumulator", channels, worst.max())
     assert overflow_risks(file, FLOAT32) == ()
     pairs = {r.channels for r in overflow_risks(file, FLOAT32_PAIRS)}
-    sums = [[255 * (a + b) for i, a in enumerate(column) for b in column[:i]] for column in w.T.tolist()]
+    sums = [
+        [255 * v for i in (0, 2, 4) for a, b in [column[i : i + 2]] for v in (a, b, a + b)] for column in w.T.tolist()
+    ]
     assert pairs == {tuple(c for c, s in enumerate(sums) if max(s) > 32767 or min(s) < -32768)} - {()}

@@ -16,10 +16,10 @@ from isobit.core.records import (
     Latency,
     LayerRecord,
     Mismatch,
-    OverflowRisk,
     RunRecord,
     TensorRecord,
 )
+from isobit.core.risks import OverflowRisk
 
 SOURCE = "engine documentation, quantization chapter; kernels read from the profile of version 1.31.1"
 

@@ -12,6 +12,7 @@ from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
 from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.reconstruction import Reconstructs
+from isobit.algorithms.saturation import check_settled, settle, widen_steps
 from isobit.algorithms.without_data import Statistics, take_statistics
 from isobit.analysis.calibration_data import surveyed
 from isobit.core.batches import Data
@@ -98,6 +99,7 @@ class PostTraining:
 
     With `joint_ranges` the steps of all layers are searched together first. With `bias_correction` layers keep their
     mean output; with `reconstruction` roundings are learned from the calibration data, segment by segment. With
+    `avoid_saturation` channels whose integers can leave a register get larger steps. With
     `without_data` the data are synthetic: what batch norms tell of ranges, where these are min-max ones, and of means
     goes before what is seen.
     """
@@ -108,6 +110,7 @@ class PostTraining:
     bias_correction: BiasCorrection | None = None
     reconstruction: Reconstructs | None = None
     reconstruction_asked: bool = True
+    avoid_saturation: bool = False
     without_data: bool = False
     seed: int = 0
 
@@ -142,8 +145,11 @@ class PostTraining:
             model.meta["calibration_data"] = () if self.without_data or profile.ranges == "cast" else survey.findings()
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
+            widened = widen_steps(model) if self.avoid_saturation else {}
             if self.reconstruction is not None:
                 self._reconstruct(model, data, checkpoint, progress)
+            if self.avoid_saturation:
+                model.meta["saturation"] = settle(model, widened)
             corrected: tuple[CorrectionRecord, ...] = ()
             if statistics is not None:
                 ranges, biases = self.observation.activation == MinMax(), self.bias_correction is not None
@@ -152,6 +158,8 @@ class PostTraining:
             if self.bias_correction is not None and not corrected:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
+        if self.avoid_saturation:
+            check_settled(model)
         return model
 
     def _reconstruct(self, model: fx.GraphModule, data: Data, checkpoint: Path | None, progress: Progress) -> None:

@@ -9,10 +9,13 @@ from isobit.analysis.analyze import Measurement
 from isobit.analysis.layer_error import sensitivity
 from isobit.analysis.layers import Layer
 from isobit.analysis.noise import Noise
+from isobit.analysis.saturation import saturation
+from isobit.core.errors import CalibrationError, UnsupportedError
 from isobit.core.granularity import PerChannel, PerTensor, blocks
 from isobit.core.grid import Float16, Geometric
 from isobit.core.qparams import QParams
 from isobit.core.records import JointRangesRecord, SegmentRecord
+from isobit.core.risks import REMEDY, pair_text
 from isobit.core.scheme import PowerOfTwo
 from isobit.graph.insert import preparation
 from isobit.targets import TARGETS
@@ -75,7 +78,7 @@ def findings(
     found = [*_weights(layers, preparation(model).profile.name, isolated), *_passes(model)]
     if measurement is not None:
         found = [*_noise(layers, measurement, lost), *found, *_activations(layers, measurement)]
-    return tuple(found)
+    return (*found, *_saturation(model))
 
 
 # -- noise
@@ -152,6 +155,19 @@ def _activations(layers: Sequence[Layer], measurement: Measurement) -> Iterator[
     dead = [f"{name} ({len(d.dead_channels)} of {d.channels})" for name, d in written if d and d.dead_channels]
     if dead:
         yield f"channels of the output that are 0 in every sample of the analysis: {_listed(dead)}"
+
+
+def _saturation(model: fx.GraphModule) -> Iterator[str]:
+    """What the weights alone say about registers, as far as the target's engines have such."""
+    try:
+        risks = saturation(model)
+    except (CalibrationError, UnsupportedError):  # no exported form: no engine computes with these integers
+        return
+    for risk in risks:
+        if risk.kind == "accumulator":
+            yield f"on every machine: {risk}. Use avoid_saturation"
+    if preparation(model).profile.arithmetic.older_pair_bits is not None and (text := pair_text(risks)):
+        yield f"on x86 before VNNI (AVX2, AVX-512) {text}. {REMEDY}"
 
 
 def _passes(model: fx.GraphModule) -> Iterator[str]:

@@ -180,6 +180,15 @@ CorrectBiases = Annotated[
         show_default=False,
     ),
 ]
+AvoidSaturation = Annotated[
+    bool | None,
+    typer.Option(
+        "--avoid-saturation",
+        help="Give larger steps to the channels whose integers can leave a register, so that the file computes the "
+        "same on x86 before VNNI (AVX2, AVX-512).",
+        show_default=False,
+    ),
+]
 GroupSize = Annotated[
     int | None,
     typer.Option(

@@ -34,6 +34,7 @@ from isobit.core.records import (
     StepRecord,
     to_json,
 )
+from isobit.core.risks import SaturationRecord
 from isobit.engines import ENGINES
 from isobit.export import EXPORTERS
 from isobit.graph.insert import preparation
@@ -93,6 +94,7 @@ class Quantized:
     reconstruction: tuple[SegmentRecord, ...] = ()
     ranges: tuple[RangeChoice, ...] = ()
     joint_ranges: JointRangesRecord | None = None
+    saturation: tuple[SaturationRecord, ...] = ()
     notes: tuple[str, ...] = ()
     promise: PromiseRecord | None = None
     faster: FasterRecord | None = None
@@ -172,6 +174,7 @@ def run(job: Job, watch: Watch) -> Quantized:
             float_ops=preparation(model).plan.float_ops, float_bytes=bytes_of(net),
             file_bytes=sum(p.stat().st_size for p in (artifact.path, *artifact.beside)),
             ranges=model.meta.get("ranges", ()), joint_ranges=model.meta.get("joint_ranges"),
+            saturation=model.meta.get("saturation", ()),
             reconstruction=model.meta.get("reconstruction", ()), promise=model.meta.get("promise"), faster=timed,
             notes=(*model.meta.get("notes", ()), *model.meta.get("calibration_data", ()), *artifact.notes),
             written=tuple(p for p in (job.output, *artifact.beside, job.report) if p is not None),
@@ -329,6 +332,7 @@ def as_json(result: Quantized) -> dict[str, Any]:
         "ranges": [to_json(r) for r in result.ranges],
         "joint_ranges": None if result.joint_ranges is None else to_json(result.joint_ranges),
         "reconstruction": [to_json(r) for r in result.reconstruction],
+        "saturation": [to_json(r) for r in result.saturation],
         "faster": None if result.faster is None else to_json(result.faster),
         "promise": None if result.promise is None else to_json(result.promise),
         "float_bytes": result.float_bytes,

@@ -17,6 +17,7 @@ from isobit.core.records import (
     RangeChoice,
     SegmentRecord,
 )
+from isobit.core.risks import overflow_lines
 from isobit.recipes.recipe import Recipe
 from isobit.report import numbers
 from isobit.report.summary import accuracy_rows
@@ -47,12 +48,11 @@ def certificate(found: Certificate | None) -> list[Row]:
     if found is None:
         return []
     islands = _list(list(found.float_islands), "none: all in integers")
-    risks = [f"{r.layer}: {r.kind} up to {r.worst:,}, limit {r.limit:,}" for r in found.risks]
     return [
         ("engine", f"{found.engine_version} on {found.instruction_set}"),
         ("agreement", [comparison(c) for c in found.comparisons]),
         ("run in float", islands),
-        ("overflow", risks[:SHOWN] or "no accumulator can overflow, proved from the weights"),
+        *overflow_lines(found.risks, found.older_risks),
         *([("findings", [str(x) for x in found.findings])] if found.findings else []),
     ]
 

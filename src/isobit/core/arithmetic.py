@@ -74,6 +74,15 @@ class FusedRatios:
 
 
 @dataclass(frozen=True, slots=True)
+class NeonRatios:
+    """Add: ((q_a - z_a) · m_a + (q_b - z_b) · m_b) >> k, half away from zero, + z: MLAS on Arm.
+
+    m = rint(s / s_y · 2^k), k = 21 - e, where 2^e is the highest power of two in the larger ratio of scales. Where an m
+    is 2^22, or a ratio below 2^-14 or from 2^8 on: rint(fma(q_a - z_a, s_a, (q_b - z_b) · s_b) / s_y + z).
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class WidenedSum:
     """Add: both operands times 2^`bits`, rescaled to 2 · max(s_a, s_b), summed, requantized: TensorFlow Lite.
 
@@ -121,7 +130,7 @@ class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
 
-Add = FusedRatios | WidenedSum | FixedRatios | ThroughFloat | ThroughRequantize
+Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
 
 
@@ -129,14 +138,15 @@ Rescale = ThroughFloat | ThroughRequantize
 class Arithmetic:
     """How an engine computes with integers.
 
-    `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits (x86 before VNNI),
-    None where they are not. `average` is the rule of average pooling with a window, `global_average` that of
-    the mean over the whole plane. `matmul` is the rule of products of matrices where it is not `requantize`. `clamps`
-    says that any Relu or Clip behind an op is carried out on its integers; without it, one that cuts off levels stays
-    a float op. `any_rank` says that a product of more than two dimensions takes its bias into the integer sum.
-    `signed` says whether it has integer kernels for signed activations, `twins` that it rewrites those as unsigned
-    ones, 128 higher, first. `adds_in_convolution` says that a convolution takes the Add behind it and drops the
-    rounding between the two, `widest` up to how many bits it has integer kernels at all.
+    `pair_bits` is 16 where products of u8 and s8 are summed in pairs that saturate in 16 bits, None where they are not;
+    `older_pair_bits` is that of the same engine on x86 before VNNI (AVX2, AVX-512), where it has one. `average` is the
+    rule of average pooling with a window, `global_average` that of the mean over the whole plane. `matmul` is the
+    rule of products of matrices where it is not `requantize`. `clamps` says that any Relu or Clip behind an op is
+    carried out on its integers; without it, one that cuts off levels stays a float op. `any_rank` says that a
+    product of more than two dimensions takes its bias into the integer sum. `signed` says whether it has integer
+    kernels for signed activations, `twins` that it rewrites those as unsigned ones, 128 higher, first.
+    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two,
+    `widest` up to how many bits it has integer kernels at all.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -149,6 +159,7 @@ class Arithmetic:
     concat: Rescale = ThroughFloat()
     accumulator_bits: int = 32
     pair_bits: int | None = None
+    older_pair_bits: int | None = None
     clamps: bool = False
     any_rank: bool = False
     signed: bool = True
@@ -156,12 +167,23 @@ class Arithmetic:
     adds_in_convolution: bool = False
     widest: int = 8
 
+    @property
+    def before_vnni(self) -> "Arithmetic":
+        """The same engine on x86 before VNNI."""
+        return replace(self, pair_bits=self.older_pair_bits)
+
 
 FLOAT32 = Arithmetic()
+"""Float multipliers, and registers that hold what comes."""
+
+FLOAT32_VNNI = Arithmetic(older_pair_bits=16)
 """ONNX Runtime on x86 with VNNI: zero mismatches."""
 
-FLOAT32_PAIRS = Arithmetic(pair_bits=16)
+FLOAT32_PAIRS = FLOAT32_VNNI.before_vnni
 """The same before VNNI (AVX2, AVX512): sums of pairs can saturate."""
+
+FLOAT32_NEON = Arithmetic(add=NeonRatios())
+"""ONNX Runtime on Arm64: zero mismatches, under emulation."""
 
 _INTEGERS = Arithmetic(
     multiply=ThroughRequantize(),
@@ -216,6 +238,7 @@ OPENVINO = Arithmetic(
     clamps=True,
     twins=False,
     adds_in_convolution=True,
+    older_pair_bits=16,
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
 and without Relu); a step in 2 to 4 of a million where a convolution takes a residual, in 20 of a million in an Add of

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from isobit.core.errors import ArtifactError
+from isobit.core.risks import OverflowRisk, overflow_lines
 
 Verdict = Literal["exact", "bounded", "broken"]
 
@@ -226,17 +227,6 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverflowRisk:
-    """A layer whose integers can leave their registers: an accumulator of 32 bits, or a pair sum of 16."""
-
-    layer: str
-    kind: Literal["accumulator", "pair"]
-    channels: tuple[int, ...]
-    worst: int
-    limit: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Finding:
     """What is wrong with some ops of a file that others made, and what to change."""
 
@@ -269,6 +259,9 @@ class Certificate:
     kernels: tuple[Kernel, ...] = ()
     float_islands: tuple[str, ...] = ()
     risks: tuple[OverflowRisk, ...] = ()
+    """On this machine."""
+    older_risks: tuple[OverflowRisk, ...] = ()
+    """What else can happen with the same engine on x86 before VNNI."""
     latency: tuple[Latency, ...] = ()
     findings: tuple[Finding, ...] = ()
     integers_sha256: str = ""
@@ -287,8 +280,7 @@ class Certificate:
         lines.append("  kernels: " + ", ".join(f"{k.count} {k.name} ({k.precision})" for k in self.kernels))
         islands = f"{len(self.float_islands)}: {', '.join(self.float_islands[:6])}" if self.float_islands else "none"
         lines.append(f"  ops that ran in float: {islands}")
-        risks = "; ".join(f"{r.layer} ({r.kind} up to {r.worst}, limit {r.limit})" for r in self.risks[:6])
-        lines.append(f"  overflow: {risks or 'no accumulator can overflow, proved from the weights'}")
+        lines += [f"  {name}: {text}" for name, text in overflow_lines(self.risks, self.older_risks)]
         lines += [f"  finding: {found}" for found in self.findings]
         return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, Arithmetic
+from isobit.core.arithmetic import FLOAT32_NEON, FLOAT32_PAIRS, FLOAT32_VNNI, Arithmetic
 from isobit.core.errors import MissingExtraError
 from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, graph_inputs, read_model, refused
@@ -53,8 +53,11 @@ class OnnxRuntime:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """Float multipliers, half to even; before VNNI the sums of pairs of products saturate."""
-        return FLOAT32_PAIRS if saturates_pairs(self.instruction_set()) else FLOAT32
+        """Float multipliers, half to even; before VNNI the sums of pairs of products saturate; Arm adds otherwise."""
+        instructions = self.instruction_set()
+        if instructions.startswith("NEON"):
+            return FLOAT32_NEON
+        return FLOAT32_PAIRS if saturates_pairs(instructions) else FLOAT32_VNNI
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "OnnxRuntimeSession":
         """See Engine. The optimized graph, which is what runs, is read back for `kernels`."""

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -56,7 +56,7 @@ class OpenVino:
     @property
     def arithmetic(self) -> Arithmetic:
         """Multiply by the scale, add the float bias, round half to even."""
-        return replace(OPENVINO, pair_bits=16) if saturates_pairs(self.instruction_set()) else OPENVINO
+        return OPENVINO.before_vnni if saturates_pairs(self.instruction_set()) else OPENVINO
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "OpenVinoSession":
         """See Engine. An exposed tensor can keep OpenVINO from fusing across it."""

@@ -15,6 +15,7 @@ from isobit.core.arithmetic import (
     FloatMultiplier,
     FusedOffset,
     FusedRatios,
+    NeonRatios,
     RoundedMean,
     Shift,
     ShiftedSum,
@@ -53,6 +54,8 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
     match arithmetic.add:
         case FusedRatios():
             return _add_fused(a, b, output)
+        case NeonRatios():
+            return _add_neon(a, b, output)
         case ThroughFloat():
             return quantize(a.floats + b.floats, output)
         case WidenedSum(bits=bits):
@@ -197,6 +200,21 @@ def _is_spread(x: Tensor, over: Tensor) -> bool:
     """Whether one element of `x` meets a run of elements of `over` along the innermost axis."""
     last = x.shape[-1] if x.dim() else 1
     return last == 1 and bool(over.dim()) and over.shape[-1] != 1
+
+
+def _add_neon(a: Quantized, b: Quantized, output: Format) -> Tensor:
+    """MLAS on Arm: 32-bit integers, or floats where the ratios of scales have no multipliers below 2^22."""
+    ratios = [np.float32(x.format.scale / output.scale) for x in (a, b)]
+    down = 22 - int(np.frexp(max(ratios))[1])
+    m_a, m_b = (float(np.rint(np.float64(r) * 2.0**down)) for r in ratios)
+    fits = 13 <= down <= 31 and min(ratios) >= 2.0**-14 and max(ratios) < 2.0**8 and max(m_a, m_b) < 2.0**22
+    if not fits:
+        product = (b.centred * float(b.format.scale)).double()
+        total = (a.centred.double() * float(a.format.scale) + product).float() / float(output.scale)
+        return (total + output.zero_point).round_().clamp_(output.low, output.high)
+    acc = a.centred.double() * m_a + b.centred.double() * m_b  # below 2^31: exact
+    v = (acc.abs() * 2.0**-down + 0.5).floor_() * acc.sign()
+    return v.add_(output.zero_point).clamp_(output.low, output.high).float()
 
 
 def _add_widened(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic, bits: int) -> Tensor:

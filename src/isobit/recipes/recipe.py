@@ -49,7 +49,8 @@ class Recipe:
     together on the loss (LAPQ). `bias_correction` gives back to biases what rounding takes from the mean of a layer's
     output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`, `brecq`,
     `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data; None is `gptq`
-    for weights of 8 bits and less where there are data, and `none` rounds to nearest.
+    for weights of 8 bits and less where there are data, and `none` rounds to nearest. `avoid_saturation` gives larger
+    steps to the channels whose integers can leave a register on some machine, and to no other.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it, nor with a channel's below 8 bits where the target has one.
     """
@@ -77,6 +78,7 @@ class Recipe:
     joint_ranges: bool = False
     bias_correction: bool | None = None
     reconstruction: Choice | None = None
+    avoid_saturation: bool = False
     group_size: int | None = None
     symmetric_weights: bool | None = None
     seed: int = 0
@@ -206,6 +208,7 @@ class Recipe:
             if choice == "none"
             else chosen("reconstruction", RECONSTRUCTIONS, choice, key="reconstruction"),
             reconstruction_asked=self.reconstruction is not None,
+            avoid_saturation=self.avoid_saturation,
             without_data=without_data,
             seed=self.seed,
         )

@@ -161,6 +161,10 @@ def prepare(
 
 def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], recipe: Recipe) -> fx.GraphModule:
     """`prepare` with a recipe."""
+    if recipe.avoid_saturation:
+        raise SettingError(
+            "avoid_saturation changes weights that are rounded at once: use isobit.quantize, not training"
+        )
     inputs = example if isinstance(example, tuple) else (example,)
     model = prepare_with(net, inputs, recipe.profile(), recipe.preparing())
     model.meta["example"], model.meta["recipe"] = tuple(x[:1] for x in inputs), encode(recipe)

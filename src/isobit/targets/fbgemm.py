@@ -1,6 +1,6 @@
 """Facebook's FBGEMM on x86 CPUs: asymmetric, per-channel weights."""
 
-from isobit.core.arithmetic import FLOAT32
+from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, Profile
@@ -14,6 +14,6 @@ PROFILE = Profile(
     activation=Scheme(symmetric=False),
     placement=GRAPH_3,
     fusions=FUSED_ACTIVATIONS,
-    arithmetic=FLOAT32,
+    arithmetic=FLOAT32_VNNI,
     engines=("onnxruntime", "openvino"),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from isobit.core.arithmetic import FLOAT32
+from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, Profile
@@ -18,7 +18,7 @@ PROFILE = Profile(
     activation=Scheme(signed=False, symmetric=False),
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
-    arithmetic=FLOAT32,
+    arithmetic=FLOAT32_VNNI,
     offset_weights=True,
     engines=("onnxruntime",),
     own_engine="onnxruntime",

@@ -1,6 +1,6 @@
 """ONNX Runtime with dynamic ranges: linear layers on integers, the range of activations found while they run."""
 
-from isobit.core.arithmetic import FLOAT32
+from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.form import MatMulInteger
@@ -17,7 +17,7 @@ PROFILE = Profile(
     activation=Scheme(signed=False, symmetric=False),
     placement=LINEAR_INPUTS,
     fusions=frozenset(),
-    arithmetic=FLOAT32,
+    arithmetic=FLOAT32_VNNI,
     engines=("onnxruntime",),
     own_engine="onnxruntime",
     bias_bits=None,

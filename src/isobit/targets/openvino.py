@@ -1,6 +1,6 @@
 """OpenVINO's CPU plugin: no zero points, s8 per-channel weights, the residual added inside the convolution."""
 
-from isobit.core.arithmetic import FLOAT32
+from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_2, Profile
@@ -17,7 +17,7 @@ PROFILE = Profile(
     placement=GRAPH_2,
     fusions=FUSED_ACTIVATIONS,
     signed_bytes=True,
-    arithmetic=FLOAT32,
+    arithmetic=FLOAT32_VNNI,
     offset_weights=True,
     engines=("openvino",),
     formats=("onnx", "openvino"),
