@@ -13,6 +13,7 @@ from isobit.core.records import (
     FasterRecord,
     FloatOp,
     JointRangesRecord,
+    OverflowRisk,
     PromiseRecord,
     RangeChoice,
     SegmentRecord,
@@ -47,14 +48,19 @@ def certificate(found: Certificate | None) -> list[Row]:
     if found is None:
         return []
     islands = _list(list(found.float_islands), "none: all in integers")
-    risks = [f"{r.layer}: {r.kind} up to {r.worst:,}, limit {r.limit:,}" for r in found.risks]
     return [
         ("engine", f"{found.engine_version} on {found.instruction_set}"),
         ("agreement", [comparison(c) for c in found.comparisons]),
         ("run in float", islands),
-        ("overflow", risks[:SHOWN] or "no accumulator can overflow, proved from the weights"),
+        ("overflow", overflow(found.risks)),
         *([("findings", [str(x) for x in found.findings])] if found.findings else []),
     ]
+
+
+def overflow(found: Sequence[OverflowRisk]) -> Sequence[Cell] | Cell:
+    """Layers whose integers can leave their registers."""
+    risks = [f"{r.layer}: {r.kind} up to {r.worst:,}, limit {r.limit:,}" for r in found]
+    return risks[:SHOWN] or "no accumulator can overflow, proved from the weights"
 
 
 def comparison(c: Comparison) -> Text:
