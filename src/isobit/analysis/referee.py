@@ -170,7 +170,7 @@ class _Findings:
         if not name or x is None or weight is None or literal:
             return
         bias = self.plan.weight(name)
-        if bias is None or bias.q.dtype != np.int32:
+        if name in self.graph.constants or bias is None or bias.q.dtype != np.int32:
             yield (
                 "bias is float: an engine that multiplies integers rounds it silently, each its own way",
                 "store it as int32 at s_x · s_w, zero point 0",
