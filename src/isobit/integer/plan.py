@@ -158,11 +158,15 @@ class Plan:
         if node.op == "MatMul" and (found := self._matrix_bias(node)) is not None:
             start, bias = found
         target = self._target(start)
-        rounded = self._rounded_bias(node)
-        if not self._inputs_fit(node) or (target is None and rounded is not None):
+        float_bias = self._float_bias(node)
+        literal = isinstance(self.arithmetic.requantize, ThroughFloat)
+        if not self._inputs_fit(node) or (target is None and float_bias is not None and not literal):
             return None
-        if target is None or isinstance(self.arithmetic.requantize, ThroughFloat):
-            return self._to_float(node)
+        if target is None or literal:
+            step = self._to_float(node)
+            if step is not None and float_bias is not None:
+                self.constants[node.inputs[2]] = float_bias
+            return step
         output = target.output
         if not _same_kind(node, self._activation_formats(node), output) or (
             output.signed and not self.arithmetic.signed and start.op in ("Conv", "MatMul")
@@ -170,8 +174,8 @@ class Plan:
             return None
         if node.op == "MatMul" and start is not node:
             self._done.add(id(start))
-        if rounded is not None:
-            self.constants[node.inputs[2]] = rounded
+        if float_bias is not None:
+            self.constants[node.inputs[2]] = float_bias
         self._done.update(id(n) for n in target.absorbed)
         if target.seen_through:
             self.formats[target.result] = output
@@ -198,7 +202,7 @@ class Plan:
                 fits = self.format(node.inputs[0]) is not None and weight is not None and _per_output(node, weight)
                 bias = self.weight(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
                 if len(node.inputs) > 2 and node.inputs[2] and (bias is None or bias.q.dtype != np.int32):
-                    return fits and self._rounded_bias(node) is not None
+                    return fits and self._float_bias(node) is not None
                 if node.op == "Conv" and bias is not None and not self._bias_fits(node, bias):
                     return False
                 plain = node.attributes.get("beta", 1.0) == 1.0 and not node.attributes.get("transA", 0)
@@ -214,14 +218,19 @@ class Plan:
             case _:
                 return node.inputs[0] in self.formats
 
-    def _rounded_bias(self, node: Node) -> Constant | None:
-        """A float bias as ONNX Runtime rounds it while it loads a file: rint(b / (s_x · s_w)), int32."""
+    def _float_bias(self, node: Node) -> Constant | None:
+        """A float bias as engines take it: rint(b / (s_x · s_w)), int32 (ONNX Runtime, while it loads a file), or
+        itself, one step of its own size, where biases are added in float."""
         name = node.inputs[2] if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else ""
         x, weight = self.format(node.inputs[0]), self.weight(node.inputs[1]) if len(node.inputs) > 1 else None
         bias = self.graph.constants.get(name)
         if bias is None or bias.dtype != np.float32 or bias.ndim != 1 or x is None or weight is None:
             return None
-        if not isinstance(self.arithmetic.requantize, FloatMultiplier) or self.graph.only_reader(name) is None:
+        if self.graph.only_reader(name) is None:
+            return None
+        if isinstance(self.arithmetic.requantize, ThroughFloat):
+            return Constant(np.ones(bias.shape, np.int32), bias, np.zeros(bias.shape, np.int32), 0)
+        if not isinstance(self.arithmetic.requantize, FloatMultiplier):
             return None
         scale = np.broadcast_to((x.scale * weight.scale.reshape(-1)).astype(np.float32), bias.shape)
         limits = np.iinfo(np.int32)
