@@ -49,7 +49,7 @@ def read_onnx(path: Path | str) -> onnx.ModelProto:
         raise UnsupportedError(f"{path} cannot be read: {first_line(error)}") from error
     except (IsobitError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(f"{path} is not a valid ONNX file: {first_line(error)}") from error
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # onnx's own, for what it did not foresee
+    except Exception as error:  # onnx's own, of any kind, for what it did not foresee
         raise ArtifactError(f"{path} is not a valid ONNX file, onnx says: {first_line(error)}") from error
 
 

@@ -7,8 +7,8 @@ import onnx
 
 from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.records import OverflowRisk
-from isobit.integer.model import Graph, Node, read_graph
-from isobit.integer.plan import Plan
+from isobit.integer.model import Graph, Node, described_by, read_graph
+from isobit.integer.plan import Plan, Step
 from isobit.integer.values import Constant, Format
 
 
@@ -28,23 +28,29 @@ def overflow_risks(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic 
     plan = Plan(graph, arithmetic)
     risks: list[OverflowRisk] = []
     for step in plan.steps:
-        node = step.node
-        if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
-            risks += _dynamic(graph, node, arithmetic)
-        if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
-            continue
-        x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
-        if x is None or w is None:
-            continue
-        levels = _levels(graph, node.inputs[0], x)
-        rows = _rows(node, w)
-        name = step.bias or (node.inputs[2] if len(node.inputs) > 2 else "")
-        bias = plan.weight(name) if name else None
-        sums = _extremes(rows, levels, x.zero_point, np.zeros(1, np.int64) if bias is None else bias.q.astype(np.int64))
-        risks += _risk(node.name, "accumulator", sums, (1 << (arithmetic.accumulator_bits - 1)) - 1)
-        if arithmetic.pair_bits is not None and not x.signed:
-            risks += _risk(node.name, "pair", _pairs(rows, levels[1]), (1 << (arithmetic.pair_bits - 1)) - 1)
+        with described_by(step.node):
+            risks += _of_step(graph, plan, step, arithmetic)
     return tuple(risks)
+
+
+def _of_step(graph: Graph, plan: Plan, step: Step, arithmetic: Arithmetic) -> list[OverflowRisk]:
+    node = step.node
+    if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
+        return _dynamic(graph, node, arithmetic)
+    if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
+        return []
+    x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
+    if x is None or w is None:
+        return []
+    levels = _levels(graph, node.inputs[0], x)
+    rows = _rows(node, w)
+    name = step.bias or (node.inputs[2] if len(node.inputs) > 2 else "")
+    bias = plan.weight(name) if name else None
+    sums = _extremes(rows, levels, x.zero_point, np.zeros(1, np.int64) if bias is None else bias.q.astype(np.int64))
+    risks = _risk(node.name, "accumulator", sums, (1 << (arithmetic.accumulator_bits - 1)) - 1)
+    if arithmetic.pair_bits is not None and not x.signed:
+        risks += _risk(node.name, "pair", _pairs(rows, levels[1]), (1 << (arithmetic.pair_bits - 1)) - 1)
+    return risks
 
 
 def _dynamic(graph: Graph, node: Node, arithmetic: Arithmetic) -> list[OverflowRisk]:
