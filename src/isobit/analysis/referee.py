@@ -13,7 +13,7 @@ from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.records import Finding
 from isobit.engines.base import COMPUTES
 from isobit.integer import overflow_risks
-from isobit.integer.model import Graph, Node
+from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.plan import FUSES, TRAVELS, Plan
 
 Reason = tuple[str, str]
@@ -54,10 +54,13 @@ def judge(file: onnx.ModelProto, arithmetic: Arithmetic, *, engine: str, islands
     ran_in_float = set(islands)
     for node in graph.nodes:
         if node.name in ran_in_float and node.op in COMPUTES:
-            for reason in found.of_float_op(node):
+            with described_by(node):
+                for reason in found.of_float_op(node):
+                    reasons.setdefault(reason, []).append(node.name)
+    for node in graph.nodes:
+        with described_by(node):
+            for reason in found.of_any_op(node, engine):
                 reasons.setdefault(reason, []).append(node.name)
-    for name, reason in found.of_file(engine):
-        reasons.setdefault(reason, []).append(name)
     wide = replace(arithmetic, pair_bits=16)
     for risk in overflow_risks(file, wide):
         if risk.kind == "pair":
@@ -106,21 +109,17 @@ class _Findings:
             )
         ]
 
-    def of_file(self, engine: str) -> Iterator[tuple[str, Reason]]:
-        """Names and reasons of what computes with integers, but not as the file says."""
-        for node in self.graph.nodes:
-            if node.op in _WEIGHTED:
-                yield from ((node.name, reason) for reason in (*self._float_weight(node), *self._bias(node)))
-                weight = self.plan.weight(node.inputs[1])
-                if weight is not None and np.any(weight.zero_point):
-                    yield (
-                        node.name,
-                        ("weights are asymmetric: they have zero points", "use symmetric weights, zero point 0"),
-                    )
-            if self.plan.arithmetic.adds_in_convolution and node.op == "Add" and self._adds_rounded_convolution(node):
-                problem = f"{engine} adds the residual inside the convolution before it and {_DROPS}"
-                remedy = "leave the tensor between that convolution and the Add without a quantizer"
-                yield node.name, (problem, remedy)
+    def of_any_op(self, node: Node, engine: str) -> Iterator[Reason]:
+        """What stands against an op wherever it runs: it may compute with integers, but not as the file says."""
+        if node.op in _WEIGHTED:
+            yield from self._float_weight(node)
+            yield from self._bias(node)
+            weight = self.plan.weight(node.inputs[1])
+            if weight is not None and np.any(weight.zero_point):
+                yield "weights are asymmetric: they have zero points", "use symmetric weights, zero point 0"
+        if self.plan.arithmetic.adds_in_convolution and node.op == "Add" and self._adds_rounded_convolution(node):
+            problem = f"{engine} adds the residual inside the convolution before it and {_DROPS}"
+            yield problem, "leave the tensor between that convolution and the Add without a quantizer"
 
     def _in_front(self, node: Node) -> Iterator[Reason]:
         names = node.inputs if node.op in _PAIRS else node.inputs[:1]
