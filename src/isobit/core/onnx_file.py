@@ -41,10 +41,12 @@ def read_onnx(path: Path | str) -> onnx.ModelProto:
         raise ArtifactError(
             f"{path} is truncated, or not an ONNX file: {first_line(error)}. Export it again"
         ) from error
+    room = LARGEST - len(data)
+    del data  # as large as the model, which the checks copy again
     if not model.graph.node or not model.graph.output:
         raise ArtifactError(f"{path} holds no graph: it is truncated, or not an ONNX file. Export it again")
     try:
-        return _checked(model, path.parent, LARGEST - len(data))
+        return _checked(model, path.parent, room)
     except UnsupportedError as error:
         raise UnsupportedError(f"{path} cannot be read: {first_line(error)}") from error
     except (IsobitError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
