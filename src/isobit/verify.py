@@ -100,6 +100,8 @@ class _Executions:
                 tally.first = self.locate(pair, few, found) or self.locate(pair, batch.inputs, found)
         self.samples += batch.size
         if batch.labels is not None:
+            if engine.ndim < 2:
+                raise ArtifactError(f"labels need one row of classes for each sample, the file gives {engine.shape}")
             self.labelled += batch.size
             for name, y in outputs.items():
                 self.right[name] = self.right.get(name, 0) + int((y.argmax(1) == batch.labels.numpy()).sum())

@@ -1,5 +1,6 @@
 """The referee on files of ONNX Runtime's own quantizer, and on one flaw at a time, each judged on the real engine."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_file_of_onnx_runtimes_quantizer(float_file: Path, tmp_path: Path) -> 
     assert convolutions <= ops_of(certificate, "before VNNI")
     assert all(f.remedy for f in certificate.findings)
     assert from_json(Certificate, to_json(certificate)) == certificate
-    assert f"finding: {mean}: ran in float: ReduceMean has no integer kernel. To change: write" in str(certificate)
+    assert f"finding: {mean}: in float: ReduceMean has no integer kernel. To change: write" in str(certificate)
 
 
 def test_the_command_line_shows_the_findings(float_file: Path, tmp_path: Path) -> None:
@@ -108,6 +109,28 @@ def test_the_command_line_shows_the_findings(float_file: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "target unknown" in text and "findings" in text and "GlobalAveragePool" in text
+
+
+def test_analyze_judges_a_file_without_an_engine(float_file: Path, tmp_path: Path) -> None:
+    """What it says from the file alone is what the engine then does."""
+    from cli.bad_input import invoke
+
+    path = by_onnxruntime(
+        float_file, tmp_path / "qdq.onnx", per_channel=True, **kinds(activation_type="QUInt8", weight_type="QInt8")
+    )
+    said = json.loads(invoke(f"analyze {path} --json").stdout)
+    assert said["float"] == {"ReduceMean": 1}
+    assert said["integer"] == {"Conv": 2, "Add": 1, "Gemm": 1}
+    assert said["findings"] == [to_json(f) for f in isobit.verify(path).findings]
+    assert "in float 1 ReduceMean" in " ".join(invoke(f"analyze {path}").stdout.split())
+    for command, code, says in (
+        (f"analyze {path} -t tvm", 2, "--target is of use with a network"),
+        (f"analyze {float_file}", 6, "nothing in it is quantized"),
+        (f"analyze {tmp_path}/none.onnx", 6, "there is no file"),
+        ("analyze cifar10_resnet20 -t tvm", 2, "--data"),
+    ):
+        result = invoke(command)
+        assert (result.exit_code, says in result.stderr) == (code, True), result.stderr
 
 
 def test_its_defaults_have_signed_activations(float_file: Path, tmp_path: Path) -> None:

@@ -203,6 +203,18 @@ def test_a_tensor_too_large_is_named_with_its_op_and_size(network: Path) -> None
     assert f"wide (MaxPool) makes a tensor of 1 × 3 × 60016 × 60016: {gib} GiB" in refusal(network)
 
 
+def test_tensors_that_wait_for_each_other_are_counted_together(network: Path) -> None:
+    """Each is 3 GiB, below the limit; all wait for the Sum. The 6th is the first beyond 16 GiB."""
+    model = onnx.load(network)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3, 2**14, 2**14]), "shape"))
+    names = [f"large_{i}" for i in range(8)]
+    for name in names:
+        model.graph.node.append(helper.make_node("ConstantOfShape", ["shape"], [name], name=name))
+    model.graph.node.append(helper.make_node("Sum", names, ["sum"]))
+    onnx.save(model, network)
+    assert "at large_5 (ConstantOfShape) 18 GiB of tensors wait" in refusal(network)
+
+
 def test_work_without_end_is_refused_though_its_tensors_are_small(network: Path) -> None:
     """Pooling 1,024² pixels with windows of 40,000² = 1.6e9 each: 5e15 comparisons."""
     g = QdqGraph(0)

@@ -138,7 +138,9 @@ def test_adding_a_pass() -> None:
         suite.check_pass(settings, capture(net, inputs, check=False), inputs)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", *(f"docs/adding/{a}.md" for a in ADDING)])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "CONTRIBUTING.md", "docs/referee.md", *(f"docs/adding/{a}.md" for a in ADDING)]
+)
 def test_commands_on_a_page_exist(page: str) -> None:
     """Each line that starts with isobit or make names a command or target, and options, that exist."""
     from isobit.cli.app import app

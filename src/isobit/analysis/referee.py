@@ -13,7 +13,7 @@ from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.records import Finding
 from isobit.engines.base import COMPUTES
 from isobit.integer import overflow_risks
-from isobit.integer.model import Graph, Node
+from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.plan import FUSES, TRAVELS, Plan
 
 Reason = tuple[str, str]
@@ -25,7 +25,7 @@ _PAIRS = frozenset({"Add", "Mul", "Concat"})
 _QUANTIZE = "quantize that tensor too (QuantizeLinear, DequantizeLinear)"
 _DROPS = "drops the rounding between"
 _SIGNED = (
-    "ran in float: its activations are signed bytes",
+    "in float: its activations are signed bytes",
     "export unsigned bytes: the same scale, a zero point 128 higher",
 )
 
@@ -54,10 +54,13 @@ def judge(file: onnx.ModelProto, arithmetic: Arithmetic, *, engine: str, islands
     ran_in_float = set(islands)
     for node in graph.nodes:
         if node.name in ran_in_float and node.op in COMPUTES:
-            for reason in found.of_float_op(node):
+            with described_by(node):
+                for reason in found.of_float_op(node):
+                    reasons.setdefault(reason, []).append(node.name)
+    for node in graph.nodes:
+        with described_by(node):
+            for reason in found.of_any_op(node, engine):
                 reasons.setdefault(reason, []).append(node.name)
-    for name, reason in found.of_file(engine):
-        reasons.setdefault(reason, []).append(name)
     wide = replace(arithmetic, pair_bits=16)
     for risk in overflow_risks(file, wide):
         if risk.kind == "pair":
@@ -68,6 +71,12 @@ def judge(file: onnx.ModelProto, arithmetic: Arithmetic, *, engine: str, islands
         Finding(problem=p, remedy=r, ops=tuple(ops), drops_rounding=p.endswith(_DROPS))
         for (p, r), ops in reasons.items()
     )
+
+
+def planned_islands(file: onnx.ModelProto, arithmetic: Arithmetic) -> tuple[str, ...]:
+    """The ops that compute in float by the rules of the integer reference, in the order of the file."""
+    steps = Plan(Graph(file), arithmetic).steps
+    return tuple(s.node.name for s in steps if s.rule == "float" and s.node.op in COMPUTES)
 
 
 @final
@@ -82,39 +91,35 @@ class _Findings:
         if node.op in ("Relu", "Clip"):
             before = self.graph.producers.get(node.inputs[0])
             found = [] if before is None else list(self._behind(before))
-            return found or [(f"{node.op} ran on its own", "quantize what goes into it, or what comes out")]
+            return found or [(f"in float: {node.op} on its own", "quantize what goes into it, or what comes out")]
         if node.op == "ReduceMean":
             return [
                 (
-                    "ran in float: ReduceMean has no integer kernel",
+                    "in float: ReduceMean has no integer kernel",
                     "write the mean over height and width as GlobalAveragePool, which has one",
                 )
             ]
         if node.op not in FUSES | TRAVELS:
-            return [(f"ran in float: {node.op} has no integer kernel", "keep it, or put another op in its place")]
+            return [(f"in float: {node.op} has no integer kernel", "keep it, or put another op in its place")]
         found = [*self._in_front(node), *self._weights(node), *self._behind(node)]
         return list(dict.fromkeys(found)) or [
             (
-                f"{node.op} ran in float though all around it is quantized",
+                f"{node.op} in float though all around it is quantized",
                 "the engine has no kernel for this combination of types: use unsigned activations and signed weights",
             )
         ]
 
-    def of_file(self, engine: str) -> Iterator[tuple[str, Reason]]:
-        """Names and reasons of what computes with integers, but not as the file says."""
-        for node in self.graph.nodes:
-            if node.op in _WEIGHTED:
-                yield from ((node.name, reason) for reason in (*self._float_weight(node), *self._bias(node)))
-                weight = self.plan.weight(node.inputs[1])
-                if weight is not None and np.any(weight.zero_point):
-                    yield (
-                        node.name,
-                        ("weights are asymmetric: they have zero points", "use symmetric weights, zero point 0"),
-                    )
-            if self.plan.arithmetic.adds_in_convolution and node.op == "Add" and self._adds_rounded_convolution(node):
-                problem = f"{engine} adds the residual inside the convolution before it and {_DROPS}"
-                remedy = "leave the tensor between that convolution and the Add without a quantizer"
-                yield node.name, (problem, remedy)
+    def of_any_op(self, node: Node, engine: str) -> Iterator[Reason]:
+        """What stands against an op wherever it runs: it may compute with integers, but not as the file says."""
+        if node.op in _WEIGHTED:
+            yield from self._float_weight(node)
+            yield from self._bias(node)
+            weight = self.plan.weight(node.inputs[1])
+            if weight is not None and np.any(weight.zero_point):
+                yield "weights are asymmetric: they have zero points", "use symmetric weights, zero point 0"
+        if self.plan.arithmetic.adds_in_convolution and node.op == "Add" and self._adds_rounded_convolution(node):
+            problem = f"{engine} adds the residual inside the convolution before it and {_DROPS}"
+            yield problem, "leave the tensor between that convolution and the Add without a quantizer"
 
     def _in_front(self, node: Node) -> Iterator[Reason]:
         names = node.inputs if node.op in _PAIRS else node.inputs[:1]
@@ -123,11 +128,11 @@ class _Findings:
             if form is None and name not in self.plan.constants:
                 if self._scales_behind(name) > 1:
                     yield (
-                        "ran in float: its input has a scale for each channel, which no sum of products can take out",
+                        "in float: its input has a scale for each channel, which no sum of products can take out",
                         "give activations one scale (per tensor)",
                     )
                 else:
-                    yield (f"ran in float: {node.op} input is not quantized", _QUANTIZE)
+                    yield (f"in float: {node.op} input is not quantized", _QUANTIZE)
             elif form is not None and form.signed and name not in self.plan.constants:
                 yield _SIGNED
 
@@ -136,15 +141,15 @@ class _Findings:
             return
         weight = self.plan.weight(node.inputs[1])
         if weight is None:
-            yield ("ran in float: its weight is float, or quantized in blocks", "give it 8-bit integers in the file")
+            yield ("in float: its weight is float, or quantized in blocks", "give it 8-bit integers in the file")
             return
         if weight.q.dtype.itemsize != 1:
-            yield (f"ran in float: its weight has the type {weight.q.dtype}", "use 8-bit integers")
+            yield (f"in float: its weight has the type {weight.q.dtype}", "use 8-bit integers")
         elif weight.scale.size > 1 and weight.axis % weight.q.ndim != (
             0 if node.op == "Conv" or node.attributes.get("transB") else 1
         ):
             yield (
-                f"ran in float: the scales of its weight run along axis {weight.axis}",
+                f"in float: the scales of its weight run along axis {weight.axis}",
                 "give one scale for each output channel, or one for all",
             )
 
@@ -164,7 +169,7 @@ class _Findings:
         if not name or x is None or weight is None or literal:
             return
         bias = self.plan.weight(name)
-        if bias is None or bias.q.dtype != np.int32:
+        if name in self.graph.constants or bias is None or bias.q.dtype != np.int32:
             yield (
                 "bias is float: an engine that multiplies integers rounds it silently, each its own way",
                 "store it as int32 at s_x · s_w, zero point 0",
@@ -180,25 +185,25 @@ class _Findings:
         while True:
             readers = self.graph.readers.get(tensor, [])
             if tensor in self.graph.outputs:
-                yield ("ran in float: its result is an output of the file without a quantizer", _QUANTIZE)
+                yield ("in float: its result is an output of the file without a quantizer", _QUANTIZE)
                 return
             quantizer = next((n for n in readers if n.op == "QuantizeLinear"), None)
             if quantizer is not None:
                 if len(readers) > 1:
                     yield (
-                        "ran in float: others read its result before it is rounded",
+                        "in float: others read its result before it is rounded",
                         "let all read the quantized tensor",
                     )
                 elif self._scales_of(quantizer) > 1:
                     yield (
-                        "ran in float: the quantizer behind it has a scale for each channel",
+                        "in float: the quantizer behind it has a scale for each channel",
                         "give activations one scale (per tensor)",
                     )
                 elif self.plan.node_format(quantizer).signed:
                     yield _SIGNED
                 return
             if len(readers) != 1 or readers[0].op not in TRAVELS | {"Relu", "Clip"}:
-                yield (f"ran in float: no quantizer reads the result of this {node.op}", _QUANTIZE)
+                yield (f"in float: no quantizer reads the result of this {node.op}", _QUANTIZE)
                 return
             if readers[0].op in ("Relu", "Clip"):
                 yield from self._activation(readers[0])
@@ -213,7 +218,7 @@ class _Findings:
         if self.plan.absorb(node, form) is None:
             low, high = (float(form.scale) * (q - form.zero_point) for q in (form.low, form.high))
             yield (
-                f"ran in float: {node.op} {node.name} clips inside the range {low:.4g} to {high:.4g} of its quantizer",
+                f"in float: {node.op} {node.name} clips inside the range {low:.4g} to {high:.4g} of its quantizer",
                 "let the range end where the activation clips, or clip the integers",
             )
 

@@ -1,5 +1,7 @@
 """`isobit analyze`: which layers does quantization hurt?"""
 
+from pathlib import Path
+
 import typer
 
 from isobit.cli import options as o
@@ -11,13 +13,14 @@ Examples:
   isobit analyze net.py:net -w net.safetensors -d imagenet/val -t snpe
   isobit analyze cifar10_resnet20 -d cifar10:train -t tvm --bits 4 \\
       --report layers.html
+  isobit analyze net.onnx
 """
 
 
 def analyze(
     context: typer.Context,
     model: o.Model,
-    data: o.CalibrationData,
+    data: o.CalibrationOfNetwork = None,
     target: o.TargetName = None,
     weights: o.Weights = None,
     bits: o.Bits = None,
@@ -42,14 +45,21 @@ def analyze(
     """Quantize a network as `isobit quantize` does and show, layer by layer, what that costs.
 
     SQNR and cosine compare a layer's output with the float network's when everything is quantized. Isolated is the
-    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise.
+    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. An ONNX
+    file with quantizers in it is judged as it is: what computes with integers, what does not, and what to change.
     """
     from isobit.cli import analyzing
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
     from isobit.cli.settings import recipe_of
+    from isobit.core.errors import SettingError
     from isobit.core.records import to_json
 
+    if model.endswith(".onnx"):
+        _judge(Path(model), (data, target, weights, recipe, report, bits, weight_bits, activation_bits), json=json)
+        return
+    if data is None:
+        raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
@@ -66,3 +76,17 @@ def analyze(
         print_json(to_json(record))
     else:
         show(*analyzing.page(record, report))
+
+
+_NETWORKS = ("--data", "--target", "--weights", "--recipe", "--report", "--bits", "--weight-bits", "--activation-bits")
+
+
+def _judge(file: Path, given: tuple[object, ...], *, json: bool) -> None:
+    from isobit.cli import judging
+    from isobit.cli.output import print_json, show
+
+    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)))
+    if json:
+        print_json(judging.as_json(found))
+    else:
+        show(judging.table(found))

@@ -22,6 +22,10 @@ Weights = Annotated[
 CalibrationData = Annotated[
     str, typer.Option("--data", "-d", metavar="DATA", help=f"Calibration data: {DATA_HELP}", show_default=False)
 ]
+CalibrationOfNetwork = Annotated[
+    str | None,
+    typer.Option("--data", "-d", metavar="DATA", help=f"Calibration data: {DATA_HELP}", show_default=False),
+]
 CalibrationOrNone = Annotated[
     str,
     typer.Option(

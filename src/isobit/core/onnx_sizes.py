@@ -11,6 +11,9 @@ from isobit.core.onnx_checks import BITS, DIMENSION
 TENSOR_BYTES = 4 << 30
 """Bytes of one tensor at most, for one sample."""
 
+PEAK_BYTES = 16 << 30
+"""Bytes of all tensors that wait for a reader at once at most, for one sample."""
+
 PRODUCTS = 10**13
 """Multiplications and comparisons in windows of one op at most, for one sample: hours on one core."""
 
@@ -42,6 +45,7 @@ def check_sizes(model: ModelProto) -> None:
                 _check_shape(node.name, node.op_type, *shapes[name])
         _check_work(node, shapes)
         _check_channels(node, shapes)
+    _check_peak(inferred, shapes)
 
 
 def _check_values(graph: GraphProto) -> None:
@@ -135,3 +139,24 @@ def _check_channels(node: onnx.NodeProto, shapes: dict[str, tuple[list[int], int
         raise ArtifactError(
             f"{node.name} ({node.op_type}) has {scale[0]:,} scales along axis {axis} of a tensor of {sizes}"
         )
+
+
+def _check_peak(graph: GraphProto, shapes: dict[str, tuple[list[int], int]]) -> None:
+    """Run through the ops and hold each result until its last reader is done."""
+    last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    last |= {value.name: len(graph.node) for value in graph.output}
+    held: dict[str, int] = {}
+    total = 0
+    for i, node in enumerate(graph.node):
+        for name in node.output:
+            sizes, kind = shapes.get(name, ([], TensorProto.FLOAT))
+            held[name] = prod(sizes) * BITS.get(kind, 64) // 8
+            total += held[name]
+        if total > PEAK_BYTES:
+            raise ArtifactError(
+                f"at {node.name} ({node.op_type}) {total / 2**30:,.0f} GiB of tensors wait for their readers, for one "
+                f"sample; {PEAK_BYTES >> 30} GiB are allowed"
+            )
+        for name in {*node.input, *node.output}:
+            if last.get(name, i) == i:
+                total -= held.pop(name, 0)

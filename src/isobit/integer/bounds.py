@@ -7,9 +7,9 @@ import onnx
 
 from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.risks import OverflowRisk
-from isobit.integer.model import Graph, Node, read_graph
+from isobit.integer.model import Graph, Node, described_by, read_graph
 from isobit.integer.pairs import OFFSET, PairedProducts
-from isobit.integer.plan import TRAVELS, Plan
+from isobit.integer.plan import TRAVELS, Plan, Step
 from isobit.integer.values import Format
 
 
@@ -27,25 +27,31 @@ def overflow_risks(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic 
     plan = Plan(graph, arithmetic)
     risks: list[OverflowRisk] = []
     for step in plan.steps:
-        node = step.node
-        if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
-            risks += _dynamic(graph, node, arithmetic)
-        if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
-            continue
-        x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
-        if x is None or w is None:
-            continue
-        low, high = _levels(graph, node, x)
-        name = step.bias or (node.inputs[2] if len(node.inputs) > 2 else "")
-        bias = plan.weight(name) if name else None
-        centred = _products(node, w.centred, low - x.zero_point, high - x.zero_point)
-        sums = accumulator(centred, np.zeros(1, np.int64) if bias is None else bias.q.astype(np.int64))
-        risks += accumulator_risk(node.name, sums, arithmetic.accumulator_bits)
-        if arithmetic.pair_bits is not None and w.q.dtype == np.int8:
-            offset = OFFSET if x.signed else 0
-            raw = _products(node, w.q.astype(np.int64), low + offset, high + offset)
-            risks += pair_risk(node.name, raw, arithmetic.pair_bits)
+        with described_by(step.node):
+            risks += _of_step(graph, plan, step, arithmetic)
     return tuple(risks)
+
+
+def _of_step(graph: Graph, plan: Plan, step: Step, arithmetic: Arithmetic) -> list[OverflowRisk]:
+    node = step.node
+    if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
+        return _dynamic(graph, node, arithmetic)
+    if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
+        return []
+    x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
+    if x is None or w is None:
+        return []
+    low, high = _levels(graph, node, x)
+    name = step.bias or (node.inputs[2] if len(node.inputs) > 2 else "")
+    bias = plan.weight(name) if name else None
+    centred = _products(node, w.centred, low - x.zero_point, high - x.zero_point)
+    sums = accumulator(centred, np.zeros(1, np.int64) if bias is None else bias.q.astype(np.int64))
+    risks = accumulator_risk(node.name, sums, arithmetic.accumulator_bits)
+    if arithmetic.pair_bits is not None and w.q.dtype == np.int8:
+        offset = OFFSET if x.signed else 0
+        raw = _products(node, w.q.astype(np.int64), low + offset, high + offset)
+        risks += pair_risk(node.name, raw, arithmetic.pair_bits)
+    return risks
 
 
 def accumulator(products: PairedProducts, bias: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ The rules are those of ONNX Runtime on x86 with its default optimizations: what 
 absorbed, and through which ops QuantizeLinear travels backwards.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -164,17 +163,24 @@ class Plan:
         if node.op == "MatMul" and (found := self._matrix_bias(node)) is not None:
             start, bias = found
         target = self._target(start)
-        if not self._inputs_fit(node):
+        float_bias = self._float_bias(node)
+        literal = isinstance(self.arithmetic.requantize, ThroughFloat)
+        if not self._inputs_fit(node) or (target is None and float_bias is not None and not literal):
             return None
-        if target is None or isinstance(self.arithmetic.requantize, ThroughFloat):
-            return self._to_float(node)
+        if target is None or literal:
+            step = self._to_float(node)
+            if step is not None and float_bias is not None:
+                self.constants[node.inputs[2]] = float_bias
+            return step
         output = target.output
-        if not _same_kind(self._activation_formats(node), output) or (
+        if not _same_kind(node, self._activation_formats(node), output) or (
             output.signed and not self.arithmetic.signed and start.op in ("Conv", "MatMul")
         ):
             return None
         if node.op == "MatMul" and start is not node:
             self._done.add(id(start))
+        if float_bias is not None:
+            self.constants[node.inputs[2]] = float_bias
         self._done.update(id(n) for n in target.absorbed)
         if target.seen_through:
             self.formats[target.result] = output
@@ -201,7 +207,7 @@ class Plan:
                 fits = self.format(node.inputs[0]) is not None and weight is not None and self._per_output(node, weight)
                 bias = self.weight(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
                 if len(node.inputs) > 2 and node.inputs[2] and (bias is None or bias.q.dtype != np.int32):
-                    return False
+                    return fits and self._float_bias(node) is not None
                 if node.op == "Conv" and bias is not None and not self._bias_fits(node, bias):
                     return False
                 plain = node.attributes.get("beta", 1.0) == 1.0 and not node.attributes.get("transA", 0)
@@ -226,6 +232,25 @@ class Plan:
             return True
         outputs = 0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1
         return weight.axis % weight.q.ndim == outputs
+
+    def _float_bias(self, node: Node) -> Constant | None:
+        """A float bias as engines take it: rint(b / (s_x · s_w)), int32 (ONNX Runtime, while it loads a file), or
+        itself, one step of its own size, where biases are added in float."""
+        name = node.inputs[2] if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else ""
+        x, weight = self.format(node.inputs[0]), self.weight(node.inputs[1]) if len(node.inputs) > 1 else None
+        bias = self.graph.constants.get(name)
+        if bias is None or bias.dtype != np.float32 or bias.ndim != 1 or x is None or weight is None:
+            return None
+        if self.graph.only_reader(name) is None:
+            return None
+        if isinstance(self.arithmetic.requantize, ThroughFloat):
+            return Constant(np.ones(bias.shape, np.int32), bias, np.zeros(bias.shape, np.int32), 0)
+        if not isinstance(self.arithmetic.requantize, FloatMultiplier):
+            return None
+        scale = np.broadcast_to((x.scale * weight.scale.reshape(-1)).astype(np.float32), bias.shape)
+        limits = np.iinfo(np.int32)
+        q = np.rint(bias / scale).astype(np.float64).clip(limits.min, limits.max).astype(np.int32)
+        return Constant(q, scale, np.zeros(bias.shape, np.int32), 0)
 
     def _bias_fits(self, node: Node, bias: Constant) -> bool:
         """ONNX Runtime keeps a convolution in float whose bias is not at s_x · s_w, to 1 % and 1e-6 (measured)."""
@@ -309,6 +334,7 @@ class Plan:
         return limits[0], limits[1]
 
 
-def _same_kind(formats: list[Format], output: Format) -> bool:
-    same: Callable[[Format], bool] = lambda f: (f.low, f.high) == (output.low, output.high)  # noqa: E731
-    return all(same(f) for f in formats)
+def _same_kind(node: Node, formats: list[Format], output: Format) -> bool:
+    """Whether all have one width, and one sign; products may go from unsigned to signed bytes and back (measured)."""
+    one_width = all(f.high - f.low == output.high - output.low for f in formats)
+    return one_width and (node.op in ("Conv", "Gemm") or all(f.signed == output.signed for f in formats))
