@@ -21,4 +21,5 @@ PROFILE = Profile(
     arithmetic=FLOAT32,
     offset_weights=True,
     engines=("onnxruntime",),
+    formats=("onnx", "onnx-qoperator"),
 )
