@@ -13,12 +13,12 @@ from torch import nn
 
 import isobit
 from isobit.core.errors import UnknownNameError, UnsupportedError
-from isobit.export import EXPORTERS
+from isobit.export import EXPORTERS, READERS
 from isobit.export.encodings import from_offset, symmetric_bytes
 from isobit.export.float_network import float_network
 from isobit.export.opset import at_opset
 from isobit.targets import TARGETS
-from vendor import quantized, run
+from vendor import PROFILES, known_target, quantized, run, simulated_weights
 from zoo import small_networks
 
 
@@ -126,3 +126,24 @@ def test_formats_of_targets_are_exporters(tmp_path: Path) -> None:
     found = quantized("residual", "tensorrt")
     with pytest.raises(UnknownNameError, match="did you mean 'tensorrt'"):
         isobit.export(found.model, tmp_path / "net.onnx", format="tensort")
+
+
+@pytest.mark.parametrize("format", ["tensorrt", "aimet", "aimet-1.0", "openvino", "ascend", "mnn", "ncnn"])
+def test_channels_of_transposed_and_grouped_convolutions(format: str, tmp_path: Path) -> None:
+    """A transposed convolution has its output channels on the second axis, which most formats leave unsaid."""
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), up, nn.ReLU(), nn.Conv2d(4, 8, 3, groups=2)).eval()
+    inputs = torch.randn(4, 3, 8, 8)
+    profile = TARGETS["tensorrt"] if format.startswith("aimet") else PROFILES[format]
+    with known_target(profile) as target:
+        model = isobit.quantize(net, [inputs], target=target)
+        if format == "ncnn":
+            with pytest.raises(UnsupportedError, match="4: ncnn has one scale for each group"):
+                isobit.export(model, tmp_path / "net.onnx", format=format)
+            return
+        artifact = isobit.export(model, tmp_path / "net.onnx", format=format)
+    read, expected = READERS[format]().read_back(artifact.path), simulated_weights(model)
+    assert read.integers.keys() == expected.keys()
+    for name, integers in expected.items():
+        np.testing.assert_array_equal(read.integers[name], integers, err_msg=name)

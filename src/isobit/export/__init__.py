@@ -9,6 +9,7 @@ from isobit.export.ncnn_table import NcnnTable
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
 from isobit.export.protocol import Exporter, Reader
+from isobit.export.qoperator import OnnxQOperator
 from isobit.export.signed_qdq import TensorRtQdq, VitisQdq
 from isobit.export.tengine_scales import TengineScales
 from isobit.export.tensorrt_text import TensorRtCache, TensorRtRanges
@@ -16,6 +17,7 @@ from isobit.export.tensorrt_text import TensorRtCache, TensorRtRanges
 EXPORTERS: dict[str, type[Exporter]] = {
     "onnx": OnnxQdq,
     "litert": LiteRtFile,
+    "onnx-qoperator": OnnxQOperator,
     "openvino": OpenVinoIr,
     "tensorrt": TensorRtQdq,
     "tensorrt-cache": TensorRtCache,

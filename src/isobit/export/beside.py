@@ -116,7 +116,7 @@ def read_beside(path: str | Path, *, format: str) -> tuple[ir.Model, dict[str, s
         raise ArtifactError(f"{path} was not written by isobit's exporter {format}: it is {_kind(held)}")
     texts = {}
     for name, sha256 in json.loads(held[BESIDE]).items():
-        place = path.with_name(name)
+        place = path.with_name(Path(name).name)
         if place.name != name or not place.is_file():
             raise ArtifactError(f"{path} needs {name} beside it, which is not there: export both again")
         content = place.read_bytes()

@@ -122,12 +122,12 @@ def output_step(file: onnx.ModelProto) -> float | None:
 
 
 def check_runs(path: Path, metadata: dict[str, str]) -> None:
-    """Raise ArtifactError for a file that is no integer network for an engine here, but for a vendor's own tools."""
+    """Raise ArtifactError for a file in a form for other tools, which the integer reference does not read."""
     found = metadata.get("isobit.format", "onnx")
     if found != "onnx":
         raise ArtifactError(
-            f"{path} has the format {found}, for tools of {metadata['isobit.target']} that are not here: engines would "
-            "compute it in float. Export the model to the format onnx, which holds the same integers, and verify that"
+            f"{path} has the format {found}, and isobit verifies the format onnx: export the model to that one too, "
+            "which holds the same integers, and verify it"
         )
 
 

@@ -24,4 +24,5 @@ PROFILE = Profile(
     signed_bytes=True,
     engines=("onnxruntime", "openvino"),
     widths=(8,),
+    formats=("onnx", "ncnn"),
 )

@@ -22,4 +22,5 @@ PROFILE = Profile(
     offset_weights=True,
     engines=("onnxruntime",),
     own_engine="onnxruntime",
+    formats=("onnx", "onnx-qoperator"),
 )

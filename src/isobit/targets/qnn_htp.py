@@ -25,4 +25,5 @@ PROFILE = Profile(
     arithmetic=WIDE_FIXED_POINT,
     engines=("onnxruntime", "openvino"),
     widths=(4, 8, 16),
+    formats=("onnx", "aimet"),
 )

@@ -22,4 +22,5 @@ PROFILE = Profile(
     arithmetic=SHIFT,
     engines=("onnxruntime", "openvino"),
     widths=(8,),
+    formats=("onnx", "vitis-ai"),
 )
