@@ -225,13 +225,25 @@ RecipeFile = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Seed of whatever is random. [default: 0]", show_default=False)
 ]
+RecipeInstead = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", metavar="FILE", help="With --model: settings instead of those in the file."),
+]
+EngineNames = Annotated[
+    str | None,
+    typer.Option(
+        "--engines",
+        metavar="NAMES",
+        help="One table of several engines, separated by commas, or `all` that are installed.",
+    ),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(
         "--engine",
         "-e",
         metavar="NAME",
-        help="onnxruntime, openvino or fake. [default: the target's first that is installed]",
+        help="onnxruntime, openvino, litert, litert-reference or fake. [default: the target's first that is installed]",
         show_default=False,
     ),
 ]

@@ -13,6 +13,7 @@ Examples:
 \b
   isobit verify net.onnx
   isobit verify net.onnx --engine openvino --data test.npz --require exact
+  isobit verify net.onnx --engines all --data imagenet/val
   isobit verify net.onnx --model net.py:net -w net.safetensors \\
       --calibration imagenet/train --data imagenet/val --json
 """
@@ -20,9 +21,13 @@ Examples:
 
 def verify(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An ONNX file, by isobit or (QDQ) by others.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="An ONNX file, by isobit or (QDQ) by others, or a LiteRT file.", show_default=False
+        ),
     ],
     engine: o.EngineName = None,
+    engines: o.EngineNames = None,
     data: Annotated[
         str | None,
         typer.Option("--data", "-d", metavar="DATA", help=f"Inputs; random if not given. {o.DATA_HELP}"),
@@ -40,10 +45,7 @@ def verify(
     calibration: Annotated[
         str | None, typer.Option("--calibration", metavar="DATA", help="With --model: the calibration data of then.")
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", "-r", metavar="FILE", help="With --model: settings instead of those in the file."),
-    ] = None,
+    recipe: o.RecipeInstead = None,
     samples: o.Samples = 512,
     batch_size: o.BatchSize = 50,
     resize: o.Resize = None,
@@ -65,14 +67,14 @@ def verify(
 
     check_verdict(require)
     job = verifying.Job(
-        file=file, engine=engine, data=data, eval_samples=eval_samples or None, model=model, weights=weights,
-        calibration=calibration, recipe=recipe, samples=samples or None,
+        file=file, engine=engine, engines=engines, data=data, eval_samples=eval_samples or None, model=model,
+        weights=weights, calibration=calibration, recipe=recipe, samples=samples or None,
         reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
     )  # fmt: skip
     with working(debug=debug) as watch:
-        result = verifying.run(job, watch)
+        result = verifying.run(job, watch) if engines is None else verifying.run_several(job, watch)
     if json:
         print_json(verifying.as_json(result))
     else:
         show(verifying.table(result))
-    raise typer.Exit(exit_code(result.certificate.verdict, require))
+    raise typer.Exit(max(exit_code(verdict, require) for verdict in result.verdicts))

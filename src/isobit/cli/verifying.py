@@ -5,19 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import fx
 
 from isobit.cli import rows
-from isobit.cli.data import Reading, load_data
+from isobit.cli.data import Batches, Reading, load_data
 from isobit.cli.loading import check_fits, load_model
 from isobit.cli.output import facts, verdict_text
 from isobit.cli.progress import Watch
 from isobit.core.errors import ArtifactError, SettingError
+from isobit.core.portability import Portability
 from isobit.core.records import Certificate, to_json
 from isobit.integer.files import read_metadata
 from isobit.recipes import workflow
 from isobit.recipes.codec import decode, read_recipe
+from isobit.recipes.portability import RUNS, portability
 from isobit.recipes.recipe import Recipe
 
 
@@ -28,6 +32,7 @@ class Job:
     file: Path
     reading: Reading
     engine: str | None = None
+    engines: str | None = None
     data: str | None = None
     eval_samples: int | None = None
     model: str | None = None
@@ -45,15 +50,50 @@ class Verified:
     inputs: str
     certificate: Certificate
 
+    @property
+    def verdicts(self) -> list[str]:
+        """The one verdict."""
+        return [self.certificate.verdict]
 
-def run(job: Job, watch: Watch) -> Verified:
-    """Verify the file; with a network, quantize that again and compare its simulation as well."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Several:
+    """What a file does on several engines, and what it was verified on."""
+
+    file: Path
+    inputs: str
+    found: Portability
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One for each engine; a file that an engine refuses is broken there."""
+        return [row.certificate.verdict if row.certificate else "broken" for row in self.found.rows]
+
+
+def run_several(job: Job, watch: Watch) -> Several:
+    """Verify the file on several engines."""
+    if job.engine is not None:
+        raise SettingError("--engine and --engines exclude each other")
+    data, model = _inputs_and_model(job, watch)
+    names = None if job.engines in (None, "all") else [n.strip() for n in str(job.engines).split(",") if n.strip()]
+    found = portability(job.file, model, data, engines=names, progress=watch)
+    samples = max((row.samples for row in found.rows), default=0)
+    inputs = f"{samples:,} samples drawn over the range of the first quantizer"
+    return Several(file=job.file, inputs=inputs if data is None else data.text, found=found)
+
+
+def _inputs_and_model(job: Job, watch: Watch) -> tuple[Batches | None, fx.GraphModule | None]:
     metadata = read_metadata(job.file)  # before anything that takes long
     if job.model is None and (given := _only_with_model(job)):
         raise SettingError(f"{given} is of use with --model only")
     watch.stage("loading")
     data = None if job.data is None else load_data(job.data, job.reading, samples=job.eval_samples)
-    model = None if job.model is None else _simulation(job, job.model, metadata, watch)
+    return data, None if job.model is None else _simulation(job, job.model, metadata, watch)
+
+
+def run(job: Job, watch: Watch) -> Verified:
+    """Verify the file; with a network, quantize that again and compare its simulation as well."""
+    data, model = _inputs_and_model(job, watch)
     watch.stage(f"loading {job.file.name} into the engine")
     progress = watch if data is None else data.counted(watch)
     certificate = workflow.verify(job.file, model, data, engine=job.engine, progress=progress)
@@ -92,8 +132,10 @@ def _recipe_in(metadata: dict[str, str], file: Path) -> Any:
         raise ArtifactError(f"the recipe in {file} is not JSON: give the one it was made by: --recipe FILE") from error
 
 
-def table(result: Verified) -> Table:
-    """The certificate as names and values."""
+def table(result: Verified | Several) -> Table:
+    """The certificate as names and values, or one row for each engine."""
+    if isinstance(result, Several):
+        return _several_table(result)
     found = result.certificate
     return facts(
         [
@@ -107,6 +149,44 @@ def table(result: Verified) -> Table:
     )
 
 
-def as_json(result: Verified) -> dict[str, Any]:
+def as_json(result: Verified | Several) -> dict[str, Any]:
     """The result for programs."""
+    if isinstance(result, Several):
+        return {"file": str(result.file), "inputs": result.inputs, "portability": to_json(result.found)}
     return {"file": str(result.file), "inputs": result.inputs, "certificate": to_json(result.certificate)}
+
+
+def _several_table(result: Several) -> Table:
+    """One row for each engine."""
+    found = result.found
+    labelled = found.spread is not None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(result), caption_justify="left")
+    first = found.rows[0].engine
+    headings = ["engine", "instructions", "verdict", "first difference", f"as on {first}", "ms", "in float"]
+    for heading in [*headings[:4], *(["top-1"] if labelled else []), *headings[4:]]:
+        table.add_column(heading, no_wrap=heading in ("engine", "verdict"))
+    for row in found.rows:
+        c = row.certificate
+        if c is None:
+            table.add_row(row.engine, "", Text("refused", style="red"), row.refused)
+            continue
+        right = next((f"{100 * a.right / a.total:.2f} %" for a in c.accuracy if a.execution == row.engine), "")
+        share = f"{row.equal:,} of {row.total:,}" + (f", at most {row.largest:.3g} apart" if row.largest else "")
+        milliseconds = "" if row.milliseconds is None else f"{row.milliseconds:.2f}"
+        cells: list[str | Text] = [
+            row.engine,
+            c.instruction_set,
+            verdict_text(c.verdict),
+            row.first or c.cause,
+            share,
+            milliseconds,
+        ]
+        cells.append(str(len(c.float_islands)) if c.float_islands else "none")
+        table.add_row(*cells[:4], *([right] if labelled else []), *cells[4:])
+    return table
+
+
+def _caption(result: Several) -> str:
+    spread = result.found.spread
+    points = "" if spread is None else f"; top-1 differs by {spread:.2f} points at most"
+    return f"{result.file}, {result.inputs}{points}. ms: a batch of one, the median of {RUNS} runs."

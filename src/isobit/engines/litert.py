@@ -1,8 +1,10 @@
 """LiteRT (TensorFlow Lite) on the CPU: XNNPACK, or the reference kernels that define the format."""
 
 import importlib.util
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -69,12 +71,13 @@ class LiteRt:
         resolvers = interpreter.OpResolverType
         resolver = resolvers.AUTO if self.kernels == "xnnpack" else resolvers.BUILTIN_REF
         try:
-            loaded = interpreter.Interpreter(
-                model_content=serialized(model) if expose else Path(path).read_bytes(),
-                num_threads=self.threads,
-                experimental_op_resolver_type=resolver,
-            )
-            loaded.allocate_tensors()
+            with _quiet():
+                loaded = interpreter.Interpreter(
+                    model_content=serialized(model) if expose else Path(path).read_bytes(),
+                    num_threads=self.threads,
+                    experimental_op_resolver_type=resolver,
+                )
+                loaded.allocate_tensors()
         except Exception as error:
             raise refused("LiteRT", path, error) from error
         return LiteRtSession(Path(path), model, loaded, outputs)
@@ -152,6 +155,20 @@ class LiteRtSession:
         if len(sizes) != x.ndim or any(s not in (-1, have) for s, have in zip(sizes, x.shape, strict=True)):
             shown = " × ".join("batch" if size < 0 else str(size) for size in sizes)
             raise EngineError(f"input {want['name']!r} has to have the shape {shown}, got {x.shape}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """LiteRT's own code greets on the error stream each time; what goes wrong it raises."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _expose(model: Any, names: Sequence[str]) -> tuple[str, ...]:
