@@ -131,6 +131,11 @@ class Emulated:
         """The machine's."""
         return f"onnxruntime-{self.machine}"
 
+    @property
+    def format(self) -> str:
+        """See Engine."""
+        return "onnx"
+
     def missing(self) -> str:
         """See Engine."""
         return "" if (self.folder / "ready").is_file() else f"set the machines up: python tools/isa.py {self.folder}"

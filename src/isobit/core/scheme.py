@@ -69,8 +69,8 @@ class Scheme:
             raise SettingError("only the uniform grid has a rounding: the others take the nearest level")
         plain = self.signed and self.scale == FloatScale() and not self.adapt_sign and not self.narrow
         plain = plain and self.granularity == PerTensor()
-        if isinstance(self.grid, Geometric) and (not plain or not 2 <= self.bits <= 8):
-            raise SettingError("the geometric grid has 2 to 8 bits, a sign, and one float scale for a tensor")
+        if isinstance(self.grid, Geometric) and (not plain or not 6 <= self.bits <= 8):
+            raise SettingError("the geometric grid has 6 to 8 bits, a sign, and one float scale for a tensor")
         if isinstance(self.grid, Float16) and (not plain or self.bits != 16):
             raise SettingError("16-bit floats are Scheme(bits=16, grid=Float16()): they have no scale and no sign")
         if isinstance(self.grid, AdditivePowersOfTwo):

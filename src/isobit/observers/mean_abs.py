@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from isobit.core.grid import Codebook
+from isobit.core.grid import Codebook, Geometric
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
 from isobit.observers.seen_range import SeenRange, in_float64
@@ -40,7 +40,8 @@ class MeanAbsObserver:
     """s = 2 mean|x| / sqrt(Q), where Q is the number of positive levels, at least 1.
 
     On a uniform grid Q is the highest level, as in the paper; other grids reach as far as a uniform one of as many
-    levels. An asymmetric range of that length has as large a part below 0 as the range seen.
+    levels, but a geometric one, which has no step that a mean could set: it reaches as far as the range seen. An
+    asymmetric range of that length has as large a part below 0 as the range seen.
     Batches add up in float64; their order moves its last bits, and the scale is float32.
     """
 
@@ -58,6 +59,8 @@ class MeanAbsObserver:
     def qparams(self) -> QParams:
         """The parameters. Raises CalibrationError where nothing was seen."""
         scheme = self._seen.resolved_scheme()
+        if isinstance(scheme.grid, Geometric):
+            return self._seen.qparams(self._seen.low, self._seen.high)
         positive = positive_levels(scheme)
         scale = 2 * (self._sum / self._seen.count) / sqrt(positive)
         if scheme.symmetric:

@@ -13,6 +13,9 @@ from isobit.core.qparams import SMALLEST_SCALE, qparams_of_range
 from isobit.core.rounding import HalfEven, Stochastic
 from isobit.core.scheme import Scheme
 
+EQUAL = 1e-5
+"""Relative difference of two errors that counts as none."""
+
 WORK = 1 << 17
 """Values quantized at a time."""
 
@@ -59,6 +62,10 @@ def _quantizer(low: Tensor, high: Tensor, scheme: Scheme) -> Callable[[Tensor, s
 
 
 def best_range(errors: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of least error in each row, the first of equals. Shapes: (rows, ranges) to (rows,)."""
-    best = errors.argmin(dim=1, keepdim=True)
+    """The range of least error in each row, the first of equals. Shapes: (rows, ranges) to (rows,).
+
+    Errors are equal within what sums of float32 in another order differ by, so that processors choose alike.
+    """
+    equal = errors <= errors.amin(dim=1, keepdim=True) * (1 + EQUAL)
+    best = equal.to(torch.uint8).argmax(dim=1, keepdim=True)
     return low.gather(1, best).squeeze(1), high.gather(1, best).squeeze(1)

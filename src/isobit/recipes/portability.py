@@ -43,13 +43,15 @@ def portability(
     data: Data | None = None,
     *,
     engines: Sequence[str] | Mapping[str, Engine] | None = None,
+    runs: int = RUNS,
     progress: Progress = silent,
 ) -> Portability:
     """Verify a file on several engines, and compare their outputs with those of the first.
 
     `engines` are names of `isobit.engines.ENGINES`, or engines by name; by default all that are installed, those that
     take the file's format first. An engine of LiteRT gets an ONNX file translated into its format, with the same
-    integers. An engine that refuses the file becomes a row that says why.
+    integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the latency of a
+    batch of one is the median; with 0 nothing is timed.
     Raises ArtifactError for a file that cannot be read, EngineError where no engine is installed, CalibrationError for
     unusable data.
     """
@@ -62,7 +64,7 @@ def portability(
     with _in_formats(path) as files:
         for done, (name, engine) in enumerate(chosen.items(), start=1):
             try:
-                rows.append(_row(name, engine, files(engine.format), model, seen, answers))
+                rows.append(_row(name, engine, files(engine.format), model, seen, answers, runs))
             except IsobitError as error:
                 rows.append(EngineRow(engine=name, refused=str(error)))
             progress("verifying on engines", done, len(chosen))
@@ -101,7 +103,7 @@ def _in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def _row(
-    name: str, engine: Engine, path: Path, model: fx.GraphModule | None, seen: list[Batch], answers: _Answers
+    name: str, engine: Engine, path: Path, model: fx.GraphModule | None, seen: list[Batch], answers: _Answers, runs: int
 ) -> EngineRow:
     data = [(b.inputs, b.labels) if b.labels is not None else (b.inputs,) for b in seen]
     certificate: Certificate = verify(path, model, data, engine=engine)
@@ -114,7 +116,7 @@ def _row(
         equal += int((difference < 0.5).sum() if answers.step else (mine == theirs).sum())
         total, largest = total + mine.size, max(largest, float(difference.max(initial=0.0)))
         same, samples = same + int((_class(mine) == _class(theirs)).sum()), samples + len(mine)
-    (times,) = interleaved([session], [x[:1].numpy() for x in seen[0].inputs], runs=RUNS)
+    times = interleaved([session], [x[:1].numpy() for x in seen[0].inputs], runs=runs)[0] if runs else []
     return EngineRow(
         engine=name,
         certificate=certificate,
@@ -123,7 +125,7 @@ def _row(
         largest=largest,
         same_class=same,
         samples=samples,
-        milliseconds=median(times),
+        milliseconds=median(times) if times else None,
     )
 
 

@@ -250,10 +250,12 @@ _FOR_ANY = ("onnxruntime", "openvino", "litert")
 
 
 def _engine_of(path: Path) -> Engine:
-    """The first installed engine that takes the file: of its target's, then of all real ones."""
+    """The first installed engine that takes the file: of its target's, or, where none of those does, of all."""
     metadata = read_metadata(path)
     own = look_up("target", TARGETS, metadata.get("isobit.target", "")).engines if metadata else ()
-    engines = [e for e in (ENGINES[name]() for name in (*own, *_FOR_ANY)) if e.format == format_of(path)]
+    takes = {name: ENGINES[name]().format for name in (*own, *_FOR_ANY)}
+    names = [name for name in own if takes[name] == format_of(path)]
+    engines = [ENGINES[name]() for name in names or _FOR_ANY if takes[name] == format_of(path)]
     usable = next((e for e in engines if not e.missing()), None)
     if usable is None:
         raise EngineError(engines[0].missing())
