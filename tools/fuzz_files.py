@@ -1,12 +1,13 @@
-"""Two hundred broken and hostile ONNX files, each verified in a process of its own: what becomes of them.
+"""Two hundred broken and hostile files, each verified in a process of its own: what becomes of them.
 
-    python tools/fuzz_files.py [--files 200] [--every 1] [--engines onnxruntime openvino] [--json OUT] [--keep FOLDER]
+    python tools/fuzz_files.py [--files 200] [--every 1] [--engines onnxruntime openvino litert] [--json OUT]
+        [--keep FOLDER]
 
-The files are real exports (the demo's digits network and a small residual one with concat and pools), changed by the
-mutations of `mutation_table.py` with fixed seeds. Each process has a limit of time and of memory; an audit hook stops
-the opening of any file that is neither the process's own nor in the folder of the network, and inotify watches the
-folder that the hostile paths lead to, for what native code opens. Exit code 1: a file was neither refused with one
-line of text nor verified. Linux only.
+The files are real exports (the demo's digits network and a small residual one with concat and pools), changed by
+the mutations of `mutation_table.py`, for LiteRT those of `litert_mutations.py`, with fixed seeds. Each process has
+a limit of time and of memory; an audit hook stops the opening of any file that is neither the process's own nor in
+the folder of the network, and inotify watches the folder that the hostile paths lead to, for what native code
+opens. Exit code 1: a file was neither refused with one line of text nor verified. Linux only.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litert_mutations import write_litert
 from mutation_table import MUTATIONS
 from mutations import OUTSIDE, Mutation, write
 
@@ -55,7 +57,7 @@ class Branches(nn.Module):
         return self.linear(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def write_bases(folder: Path) -> None:
+def write_bases(folder: Path, formats: set[str]) -> None:
     """The files that are mutated; they are whole."""
     import isobit
     from isobit.benchmark.models.digits import DigitsResNet
@@ -63,7 +65,10 @@ def write_bases(folder: Path) -> None:
     for name, kind, size in (("digits", DigitsResNet, (1, 8, 8)), ("branches", Branches, (3, 12, 12))):
         torch.manual_seed(0)
         net, data = kind().eval(), torch.rand(32, *size)
-        isobit.export(isobit.quantize(net, [data], target="onnxruntime-x86"), folder / f"{name}.onnx")
+        model = isobit.quantize(net, [data], target="onnxruntime-x86")
+        isobit.export(model, folder / f"{name}.onnx")
+        if "litert" in formats:
+            isobit.export(model, folder / f"{name}.tflite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +203,8 @@ def fuzz(options: argparse.Namespace, folder: Path) -> list[Outcome]:
     (outside / "secret.bin").write_bytes(bytes(1 << 20))
     (folder / "cases" / OUTSIDE).symlink_to(outside, target_is_directory=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-    code, *_ = in_child(lambda: write_bases(folder) or 0, seconds=600, output=folder / "bases")
+    formats = {ENGINES[engine]().format for engine in options.engines}
+    code, *_ = in_child(lambda: write_bases(folder, formats) or 0, seconds=600, output=folder / "bases")
     if code != 0:
         raise SystemExit(f"no files to change: {code}\n{(folder / 'bases.2').read_text()[-2000:]}")
     for engine in options.engines:
@@ -210,18 +216,21 @@ def fuzz(options: argparse.Namespace, folder: Path) -> list[Outcome]:
         place = folder / "cases" / f"{number:03}"
         path = write(mutation, (folder / f"{base}.onnx").read_bytes(), number, place)
         for engine in options.engines:
+            kind, name, file = mutation.kind, mutation.name, path
+            if ENGINES[engine]().format == "litert":
+                kind, (name, file) = "LiteRT", write_litert(folder / f"{base}.tflite", number, place)
             watched.events()
             output = folder / "output"
-            code, seconds, size = in_child(command(path, engine, allowed), seconds=SECONDS, output=output)
+            code, seconds, size = in_child(command(file, engine, allowed), seconds=SECONDS, output=output)
             outcome, text = judge(code, output, opened=watched.events())
             found.append(
                 Outcome(
-                    number=number, kind=mutation.kind, name=mutation.name, engine=engine, outcome=outcome, text=text,
+                    number=number, kind=kind, name=name, engine=engine, outcome=outcome, text=text,
                     seconds=seconds, megabytes=size,
                 )
             )  # fmt: skip
             if options.verbose or outcome not in OUTCOMES:
-                print(f"{number:03} {engine} {mutation.kind}, {mutation.name}: {outcome}: {text}", flush=True)
+                print(f"{number:03} {engine} {kind}, {name}: {outcome}: {text}", flush=True)
     return found
 
 

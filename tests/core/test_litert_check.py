@@ -101,6 +101,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "type": (change_tensor(1, type=8), "type 8 has no rule"),
     "scale of 0": (change_scale(scale=np.zeros(1, np.float32)), "has to be a positive number, got 0"),
     "scale that is no number": (change_scale(scale=np.full(1, np.nan, np.float32)), "has to be a positive number"),
+    "no scale": (change_scale(scale=np.zeros(0, np.float32)), "bytes without a scale"),
     "zero points": (change_scale(zeroPoint=np.zeros(3, np.int64)), "1 scales and 3 zero points"),
     "tensor that does not exist": (reads(4096), "reads a tensor 4096 that does not exist"),
     "missing input": (reads(-1), "reads a tensor -1"),

@@ -1,4 +1,4 @@
-"""The fuzzer on 40 of its 200 files, and the fuzzer itself: it has to notice what it looks for."""
+"""The fuzzer on 40 of its 200 files of each format, and the fuzzer itself: it has to notice what it looks for."""
 
 import json
 import os
@@ -30,6 +30,23 @@ def test_forty_files_are_refused_or_verified(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == 40 and outcomes["refused"] >= 30
     assert all(str(f["text"]) for f in found)
     assert len({f["kind"] for f in found}) >= 10
+
+
+def test_forty_litert_files(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    found = fuzz(tmp_path / "out.json", "--every", "5", "--engines", "litert")
+    outcomes = Counter(str(f["outcome"]) for f in found)
+    assert set(outcomes) == {"refused", "verified"}
+    assert sum(outcomes.values()) == 40 and outcomes["refused"] >= 20
+    assert len({f["name"] for f in found}) >= 20
+
+
+@pytest.mark.slow
+def test_all_litert_files(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    found = fuzz(tmp_path / "out.json", "--engines", "litert", "litert-reference")
+    assert len(found) == 400
+    assert {f["outcome"] for f in found} == {"refused", "verified"}
 
 
 @pytest.mark.slow

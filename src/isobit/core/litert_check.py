@@ -112,11 +112,13 @@ def _check_tensor(model: Any, tensor: Any, kinds: dict[int, np.dtype[Any]]) -> N
     data = 0 if buffer.data is None else len(buffer.data)
     if data and data != size * kinds[tensor.type].itemsize:
         raise ArtifactError(f"{name}: {data} bytes do not fill the shape {tuple(shape)}")
-    _check_quantization(name, tensor.quantization, shape)
+    _check_quantization(name, tensor.quantization, shape, needed=kinds[tensor.type] in (np.int8, np.uint8, np.int16))
 
 
-def _check_quantization(name: str, found: Any, shape: list[int]) -> None:
+def _check_quantization(name: str, found: Any, shape: list[int], *, needed: bool) -> None:
     if found is None or found.scale is None or len(found.scale) == 0:
+        if needed:
+            raise ArtifactError(f"{name}: bytes without a scale stand for no number")
         return
     scale, zeros = np.asarray(found.scale), np.asarray(_list(found.zeroPoint), dtype=object)
     if not np.isfinite(scale).all() or not (scale > 0).all():
