@@ -147,6 +147,8 @@ def test_first_and_last_layer_keep_eight_bits(profile: Profile, captured: dict[s
         pytest.skip("the one linear layer is first and last")
     if profile.ranges == "cast":
         pytest.skip("a float of 16 bits has no other widths")
+    if isinstance(profile.weight.grid, Geometric):
+        pytest.skip("16 steps an octave need 6 bits and more")
     profile = replace(profile, widths=(2, 4, 8))
     found = plan(captured["resnet18"], profile.with_bits(weight=4, activation=2))
     weights = {w.name: w.scheme.bits for w in found.weights}
