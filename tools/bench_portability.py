@@ -1,6 +1,7 @@
 """One file of each network on every engine that is installed, and on emulated machines: exact, and in agreement?
 
     python tools/bench_portability.py [--networks cifar10_resnet20 …] [--targets onnxruntime-x86] [--images 100]
+    python tools/bench_portability.py --exact [...]
     python tools/bench_portability.py --machines FOLDER
 
 Default options, pretrained networks, and a BERT with random weights on random tokens. FOLDER holds the emulated
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--targets", nargs="+", default=["onnxruntime-x86"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--machines", type=Path)
+    parser.add_argument("--exact", action="store_true", help="exact by construction")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n != "fake" and not make().missing()}
@@ -56,7 +58,9 @@ def main(arguments: list[str]) -> int:
         for target in options.targets:
             say(f"{name}, {target}")
             with tempfile.TemporaryDirectory() as folder:
-                path = isobit.export(isobit.quantize(net, data, target=target), Path(folder) / "net.onnx").path
+                path = isobit.export(
+                    isobit.quantize(net, data, target=target, exact=options.exact), Path(folder) / "net.onnx"
+                ).path
                 runs = 0 if options.machines is not None else RUNS
                 found = portability(path, data=test, engines=engines, runs=runs)
             rows += [row_of(name, target, row) for row in found.rows]

@@ -80,7 +80,7 @@ def test_the_network_stays_and_the_result_knows_its_recipe() -> None:
     model = isobit.quantize(net, DATA, target="tvm", bits=4)
     assert model.meta["recipe"] == {
         "target": "tvm", "format": 1, "weight_bits": 4, "activation_bits": 4, "weight_quantizer": "fixed",
-        "stochastic_rounding": False, "absorb_bias": False, "avoid_saturation": False, "split_channels": 0.0,
+        "stochastic_rounding": False, "absorb_bias": False, "exact": False, "split_channels": 0.0,
         "joint_ranges": False, "activation_quantizer": "fixed", "observers": {}, "keep_float": [], "quantize": [],
         "layer_bits": {}, "bn_synchronized": True, "seed": 0,
     }  # fmt: skip

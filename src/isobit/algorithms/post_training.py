@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from isobit.algorithms.bias_correction import BiasCorrection
 from isobit.algorithms.calibration import Observation, calibrate, finish
 from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
+from isobit.algorithms.exact_scales import check_scales, scales, settle_scales
 from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.reconstruction import Reconstructs
 from isobit.algorithms.saturation import check_settled, settle, widen_steps
@@ -22,7 +23,7 @@ from isobit.core.records import CorrectionRecord
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
-from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, PassReport, UnifyGlobalPool
+from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, KeepRounding, PassReport, UnifyGlobalPool
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
 from isobit.observers import MinMax
@@ -39,7 +40,8 @@ class Preparing:
     `bn_fold` is a strategy of `isobit.graph.folding`: -1 keeps batch norm, 0 merges it now, 1 to 4 train it together
     with its layer; None is what the target does. `bn_synchronized` says whether 2 to 4 share statistics between
     processes. With `stochastic_rounding` quantizers round at random in training. `repair` moves what is hard to
-    quantize between neighbouring layers first, as far as batch norm is merged (`bn_fold` 0).
+    quantize between neighbouring layers first, as far as batch norm is merged (`bn_fold` 0). With `keep_rounding` a
+    convolution in front of an add is rounded to its own grid everywhere, unless the target says that it never is.
     """
 
     weight: QuantizerSettings | None = Fixed()
@@ -49,6 +51,7 @@ class Preparing:
     bn_synchronized: bool = True
     stochastic_rounding: bool = False
     repair: ChannelRepair = ChannelRepair()
+    keep_rounding: bool = False
 
     def __post_init__(self) -> None:
         if self.bn_fold is not None and (isinstance(self.bn_fold, bool) or self.bn_fold not in STRATEGIES):
@@ -74,6 +77,8 @@ def prepare(
     if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)
     reports |= repair(model, settings.repair, weight=profile.weight_scheme(profile.weight.bits), data=data)
+    if settings.keep_rounding and not profile.placement.conv_feeds_add:
+        reports["keep_rounding"] = KeepRounding().apply(model)
     plan = place(model, profile, settings.rules)
     notes = insert(
         model,
@@ -99,7 +104,8 @@ class PostTraining:
 
     With `joint_ranges` the steps of all layers are searched together first. With `bias_correction` layers keep their
     mean output; with `reconstruction` roundings are learned from the calibration data, segment by segment. With
-    `avoid_saturation` channels whose integers can leave a register get larger steps. With
+    `avoid_saturation` channels whose integers can leave a register get larger steps. With `exact` no result lies near
+    the middle of two levels, where engines round differently. With
     `without_data` the data are synthetic: what batch norms tell of ranges, where these are min-max ones, and of means
     goes before what is seen.
     """
@@ -111,6 +117,7 @@ class PostTraining:
     reconstruction: Reconstructs | None = None
     reconstruction_asked: bool = True
     avoid_saturation: bool = False
+    exact: bool = False
     without_data: bool = False
     seed: int = 0
 
@@ -134,7 +141,11 @@ class PostTraining:
     ) -> fx.GraphModule:
         """Quantize a float network for a target from calibration data; see `isobit.quantize`."""
         smooths = self.preparing.repair.smooth is not None
-        if smooths or (self.joint_ranges, self.bias_correction, self.reconstruction) != (None, None, None):
+        if (
+            smooths
+            or self.exact
+            or (self.joint_ranges, self.bias_correction, self.reconstruction) != (None, None, None)
+        ):
             data = list(data)  # it is read more than once
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.manual_seed(self.seed)
@@ -146,6 +157,9 @@ class PostTraining:
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
             widened = widen_steps(model) if self.avoid_saturation else {}
+            before = scales(model) if self.exact else {}
+            if self.exact:
+                settle_scales(model, data)
             if self.reconstruction is not None:
                 self._reconstruct(model, data, checkpoint, progress)
             if self.avoid_saturation:
@@ -158,6 +172,8 @@ class PostTraining:
             if self.bias_correction is not None and not corrected:
                 model.meta["bias_correction"] = self.bias_correction.apply(model, data, progress=progress)
         finish(model)
+        if self.exact:
+            model.meta["exact"] = check_scales(model, before)
         if self.avoid_saturation:
             check_settled(model)
         return model

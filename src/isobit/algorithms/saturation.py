@@ -123,7 +123,7 @@ def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     factors = np.stack([1 + (most - 1) * t for t in ((0.0, 1.0) if powers else np.linspace(0, 1, TRIED))])
     if not (pairs > limit).any():
         return least
-    losses = np.stack([_loss(weight, _scaled(grid, factor), layer) for factor in factors])
+    losses = np.stack([_loss(weight, scaled(grid, factor), layer) for factor in factors])
     by_output = losses.argmin(0), np.arange(len(pairs))
     found: np.ndarray = np.maximum(least, factors[by_output if grid.scale.dim() else losses.sum(1).argmin()])
     return found
@@ -150,7 +150,7 @@ def _loss(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     return error
 
 
-def _scaled(grid: QParams, factor: np.ndarray) -> QParams:
+def scaled(grid: QParams, factor: np.ndarray) -> QParams:
     """The grid with larger steps, and a zero point as much nearer to 0."""
     by = torch.from_numpy(np.asarray(factor)).reshape(grid.scale.shape)
     zero_point = (grid.zero_point.double() / by).round().to(grid.zero_point.dtype)
@@ -158,4 +158,4 @@ def _scaled(grid: QParams, factor: np.ndarray) -> QParams:
 
 
 def _scale(slot: Slot, grid: QParams, factor: np.ndarray) -> None:
-    slot.quantizer.calibrate(_scaled(grid, factor))  # type: ignore[operator]
+    slot.quantizer.calibrate(scaled(grid, factor))  # type: ignore[operator]

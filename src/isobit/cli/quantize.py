@@ -46,6 +46,7 @@ def quantize(
     bias_correction: o.CorrectBiases = None,
     reconstruction: o.ReconstructionName = None,
     avoid_saturation: o.AvoidSaturation = None,
+    exact: o.Exact = None,
     max_drop: o.MaxDrop = None,
     max_minutes: o.MaxMinutes = None,
     faster: o.Faster = False,
@@ -77,7 +78,8 @@ def quantize(
     settings = recipe_of(recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, group_size=group_size,
         keep_float=keep_float, activation_bits=activation_bits, layer_bits=layer_bits, quantize=force, seed=seed,
         activation_observer=observer, weight_observer=weight_observer, equalize=equalize,
-        bias_correction=bias_correction, reconstruction=reconstruction, avoid_saturation=avoid_saturation)  # fmt: skip
+        bias_correction=bias_correction, reconstruction=reconstruction, avoid_saturation=avoid_saturation,
+        exact=exact)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, format=format, report=report, verify=verify, engine=engine,

@@ -56,9 +56,14 @@ def read_onnx(path: Path | str) -> onnx.ModelProto:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text without control characters, short enough to be read."""
+    """The first line of an error's text without control characters, short enough to be read.
+
+    Lines that only say where in an engine's source it was raised are passed over.
+    """
     lines = ("".join(c if c.isprintable() else " " for c in line).strip() for line in str(error).splitlines())
-    text = next(filter(None, lines), type(error).__name__).rstrip(".")
+    said = [line for line in lines if line]
+    telling = (line for line in said if not line.startswith("Exception from "))
+    text = next(telling, said[0] if said else type(error).__name__).rstrip(".")
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

@@ -73,3 +73,36 @@ def overflow_lines(here: Sequence[OverflowRisk], older: Sequence[OverflowRisk]) 
     if text := pair_text(older):
         lines.append(("x86 before VNNI", f"{text}. {REMEDY}"))
     return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactRecord:
+    """What the scales of a network that is exact by construction guarantee, and what they cost.
+
+    All results of `ops` ops are `margin` of a step or more from the middles of levels. Half of all steps grew by at
+    most `median`; `dear` of `steps` by more than 5 %: channels with hardly any weights. Nothing holds for the ops of
+    `left`, whose ratios have other denominators, nor where `in_float` ops compute with floats. `inputs` is said of each
+    input.
+    """
+
+    ops: int
+    margin: float
+    median: float
+    steps: int
+    dear: int = 0
+    left: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    def lines(self) -> tuple[str, ...]:
+        """What to tell a person."""
+        kept = f"the results of {self.ops:,} ops keep {self.margin:.2g} of a step from the middles of levels"
+        price = f"half of the steps grew by at most {self.median:.2%}, {self.dear:,} of {self.steps:,} by more than 5 %"
+        said = [f"exact: {kept}; {price}", *(f"exact: {line}" for line in self.inputs)]
+        for names, text in (
+            (self.left, "nothing holds for"),
+            (self.in_float, "nothing holds where floats are computed:"),
+        ):
+            if names:
+                said.append(f"exact: {text} {', '.join(names[:6])}{', …' if len(names) > 6 else ''}")
+        return tuple(said)

@@ -6,11 +6,12 @@ from isobit.engines.base import Engine, Session
 from isobit.engines.fake import Fake
 from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
-from isobit.engines.openvino import OpenVino
+from isobit.engines.openvino import OpenVino, fixed_sizes
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "openvino-fixed": fixed_sizes,
     "litert": LiteRt,
     "litert-reference": reference_kernels,
     "fake": Fake,

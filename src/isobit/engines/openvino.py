@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +17,11 @@ from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, read_model, refused
 from isobit.engines.instruction_set import instruction_set, saturates_pairs
 
+Shapes = tuple[tuple[int, ...], ...]
+
+KEPT = 2
+"""How many sizes of inputs stay compiled."""
+
 _FLOATS = frozenset({"f32", "f16", "bf16", "f64"})
 # Layer types of the CPU plugin's runtime model that compute.
 _COMPUTES = frozenset(
@@ -27,14 +32,20 @@ _COMPUTES = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenVino:
-    """Settings of OpenVINO. Float ops run in float32: its own default on AMX, bfloat16, is no parity."""
+    """Settings of OpenVINO. Float ops run in float32: its own default on AMX, bfloat16, is no parity.
+
+    With `fixed_sizes` a file is compiled for the sizes of the inputs that it gets, once for each. For inputs of any
+    size OpenVINO 2026.4 merges a transposition into the convolution before a concatenation, and gets it wrong: the
+    patches of a vision transformer.
+    """
 
     threads: int = 1
+    fixed_sizes: bool = False
 
     @property
     def name(self) -> str:
         """See Engine."""
-        return "openvino"
+        return "openvino-fixed" if self.fixed_sizes else "openvino"
 
     @property
     def format(self) -> str:
@@ -70,13 +81,19 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
-        try:
-            core = openvino.Core()
-            compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
-        except Exception as error:
-            raise refused("OpenVINO", path, error) from error
+        core = openvino.Core()
+
+        def compile_for(shapes: Shapes | None) -> Any:
+            try:
+                read = core.read_model(model.SerializeToString())
+                if shapes is not None:
+                    read.reshape(dict(zip((x.any_name for x in read.inputs), map(list, shapes), strict=True)))
+                return core.compile_model(read, "CPU", settings)
+            except Exception as error:
+                raise refused("OpenVINO", path, error) from error
+
         outputs = (*(o.name for o in original.graph.output), *expose)
-        return OpenVinoSession(Path(path), model, compiled, outputs)
+        return OpenVinoSession(Path(path), model, compile_for, outputs, fixed_sizes=self.fixed_sizes)
 
     def _module(self) -> Any:
         if self.missing():
@@ -88,13 +105,28 @@ class OpenVino:
         return openvino
 
 
+def fixed_sizes() -> OpenVino:
+    """OpenVINO with the sizes of its inputs known when it compiles."""
+    return OpenVino(fixed_sizes=True)
+
+
 @final
 class OpenVinoSession:
     """A file in OpenVINO."""
 
-    def __init__(self, path: Path, model: onnx.ModelProto, compiled: Any, outputs: tuple[str, ...]) -> None:
-        self._path, self._model, self._compiled, self._outputs = path, model, compiled, outputs
-        self._request = compiled.create_infer_request()
+    def __init__(
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        compile_for: Callable[[Shapes | None], Any],
+        outputs: tuple[str, ...],
+        *,
+        fixed_sizes: bool,
+    ) -> None:
+        self._path, self._model, self._outputs = path, model, outputs
+        self._compile, self._fixed_sizes = compile_for, fixed_sizes
+        self._compiled = compile_for(None)
+        self._requests: dict[Shapes | None, Any] = {None: self._compiled.create_infer_request()}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -104,11 +136,20 @@ class OpenVinoSession:
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See Session."""
         check_inputs(self._model, inputs)
+        request = self._request(tuple(x.shape for x in inputs) if self._fixed_sizes else None)
         try:
-            self._request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True)
-            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
+            request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True)
+            return [np.array(request.get_tensor(name).data) for name in self._outputs]
         except Exception as error:
             raise failed("OpenVINO", self._path, error) from error
+
+    def _request(self, shapes: Shapes | None) -> Any:
+        if shapes not in self._requests:
+            while len(self._requests) > KEPT:
+                del self._requests[next(iter(self._requests))]
+            self._compiled = self._compile(shapes)
+            self._requests[shapes] = self._compiled.create_infer_request()
+        return self._requests[shapes]
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The nodes of the runtime model, by layer and primitive, in their runtime precision."""

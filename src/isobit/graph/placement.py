@@ -158,6 +158,8 @@ class _Placer:
     def is_wanted(self, tensor: fx.Node) -> bool:
         if tensor in self.internal or self.kind(tensor) in PASSIVE or self.tensors.absorbed_pad(tensor):
             return False
+        if self.added_in_float(tensor):
+            return False
         readers = self.tensors.readers(tensor)
         placement = self.profile.placement
         if any(self.kind(r) in placement.inputs and self.computes(r) for r in readers):
@@ -166,6 +168,21 @@ class _Placer:
             return False
         only_output = all(r.op == "output" for r in readers)
         return placement.network_output or not only_output
+
+    def added_in_float(self, tensor: fx.Node) -> bool:
+        """Whether a tensor is a constant that the target adds without quantizing it."""
+        if self.profile.placement.constant_operands or tensor not in self.constants:
+            return False
+        return all(self.kind(reader) == "add" for reader in self.tensors.readers(tensor))
+
+    @cached_property
+    def constants(self) -> set[fx.Node]:
+        """The tensors that no input of the network reaches."""
+        found: set[fx.Node] = set()
+        for node in self.order:
+            if node.op not in ("placeholder", "output") and all(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
 
     def head(self, tensor: fx.Node) -> fx.Node:
         """The op that a fused chain starts with."""
@@ -278,7 +295,7 @@ class _Placer:
 
     def reads_integers(self, node: fx.Node, wanted: Iterable[fx.Node]) -> bool:
         sources = [self.tensors.source(t) for t in self.tensors.inputs(node)]
-        return bool(sources) and all(s in wanted or s in self.internal for s in sources)
+        return bool(sources) and all(s in wanted or s in self.internal or self.added_in_float(s) for s in sources)
 
     def float_ops(self, wanted: set[fx.Node]) -> Iterable[FloatOp]:
         integer: set[fx.Node] = set()

@@ -50,7 +50,8 @@ class Recipe:
     output; None does it where there are no data and nothing is reconstructed. `reconstruction` is `adaround`, `brecq`,
     `qdrop` or `gptq`, or a table of its settings: roundings are then found from the calibration data; None is `gptq`
     for weights of 8 bits and less where there are data, and `none` rounds to nearest. `avoid_saturation` gives larger
-    steps to the channels whose integers can leave a register on some machine, and to no other.
+    steps to the channels whose integers can leave a register on some machine, and to no other; None does it where
+    `exact` is asked for, which chooses scales with which all engines and the simulation round alike.
     `group_size` weights share a scale, on targets with scales per group; with `symmetric_weights` no zero point goes
     with it, nor with a channel's below 8 bits where the target has one.
     """
@@ -78,7 +79,8 @@ class Recipe:
     joint_ranges: bool = False
     bias_correction: bool | None = None
     reconstruction: Choice | None = None
-    avoid_saturation: bool = False
+    avoid_saturation: bool | None = None
+    exact: bool = False
     group_size: int | None = None
     symmetric_weights: bool | None = None
     seed: int = 0
@@ -163,6 +165,7 @@ class Recipe:
             bn_fold=self.bn_fold,
             bn_synchronized=self.bn_synchronized,
             stochastic_rounding=self.stochastic_rounding,
+            keep_rounding=self.exact,
             repair=ChannelRepair(
                 equalize=self._equalizes(trains=trains),
                 absorb_bias=self.absorb_bias,
@@ -193,6 +196,7 @@ class Recipe:
 
     def post_training(self, *, without_data: bool = False) -> PostTraining:
         """The settings of post-training quantization."""
+        self._check_exact()
         choice = self.reconstruction
         if choice is None:
             choice = "gptq" if self._rounds_weights() and not without_data else "none"
@@ -208,10 +212,23 @@ class Recipe:
             if choice == "none"
             else chosen("reconstruction", RECONSTRUCTIONS, choice, key="reconstruction"),
             reconstruction_asked=self.reconstruction is not None,
-            avoid_saturation=self.avoid_saturation,
+            avoid_saturation=self.exact if self.avoid_saturation is None else self.avoid_saturation,
+            exact=self.exact,
             without_data=without_data,
             seed=self.seed,
         )
+
+    def _check_exact(self) -> None:
+        """Raise SettingError for `exact` where there are no fixed scales of even steps to choose."""
+        quantizers = (name_of(self.weight_quantizer), name_of(self.activation_quantizer))
+        fixed = self.method is None and quantizers == ("fixed", "fixed") and FLOAT_BITS not in self._widths()
+        if self.exact and not (fixed and self.profile().ranges == "calibrated"):
+            raise SettingError(
+                "exact chooses calibrated scales: it takes `fixed` quantizers for weights and activations"
+            )
+
+    def _widths(self) -> tuple[int | None, int | None]:
+        return self.weight_bits, self.activation_bits
 
     def _rounds_weights(self) -> bool:
         """Whether weights have 8 bits or fewer, calibrated ranges, and nothing that learns."""

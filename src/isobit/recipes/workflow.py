@@ -165,6 +165,8 @@ def prepare_with_recipe(net: nn.Module, example: Tensor | tuple[Tensor, ...], re
         raise SettingError(
             "avoid_saturation changes weights that are rounded at once: use isobit.quantize, not training"
         )
+    if recipe.exact:
+        raise SettingError("exact chooses calibrated scales, which training would change: use isobit.quantize")
     inputs = example if isinstance(example, tuple) else (example,)
     model = prepare_with(net, inputs, recipe.profile(), recipe.preparing())
     model.meta["example"], model.meta["recipe"] = tuple(x[:1] for x in inputs), encode(recipe)

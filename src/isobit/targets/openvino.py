@@ -1,5 +1,7 @@
 """OpenVINO's CPU plugin: no zero points, s8 per-channel weights, the residual added inside the convolution."""
 
+from dataclasses import replace
+
 from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
@@ -10,11 +12,12 @@ PROFILE = Profile(
     vendor="Intel OpenVINO, x86 CPU with VNNI or AMX",
     source=(
         "measured on OpenVINO 2026.4: a convolution fuses the add that follows and drops the rounding of a "
-        "quantizer between the two; a zero point costs time, and signed bytes do not (tools/bench_latency.py)"
+        "quantizer between the two; a zero point costs time, and signed bytes do not (tools/bench_latency.py); it "
+        "refuses a file in which a quantized constant is added to an embedding"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(adapt_sign=True),
-    placement=GRAPH_2,
+    placement=replace(GRAPH_2, constant_operands=False),
     fusions=FUSED_ACTIVATIONS,
     signed_bytes=True,
     arithmetic=FLOAT32_VNNI,

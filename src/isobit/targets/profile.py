@@ -32,6 +32,8 @@ class Placement:
     - `conv_feeds_add`: the engine adds a residual to the accumulator of the convolution, so that the tensor
       between the two is never rounded.
     - `network_output`: the last tensor is quantized too.
+    - `constant_operands`: what no input of the network reaches, such as position embeddings, is quantized where an
+      op adds it; else the engine adds it in float, and the sum is rounded once.
     """
 
     inputs: frozenset[str]
@@ -40,6 +42,7 @@ class Placement:
     every_consumer: bool = True
     conv_feeds_add: bool = False
     network_output: bool = False
+    constant_operands: bool = True
 
     @property
     def kinds(self) -> frozenset[str]:

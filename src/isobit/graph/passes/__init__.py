@@ -5,6 +5,7 @@ from isobit.graph.passes.equalize import EqualizeLayers
 from isobit.graph.passes.fold_bn import FoldBatchNorm
 from isobit.graph.passes.fold_bn_in_training import FoldBatchNormInTraining
 from isobit.graph.passes.global_pool import UnifyGlobalPool
+from isobit.graph.passes.keep_rounding import KeepRounding
 from isobit.graph.passes.merge_bn_into_scales import MergeBatchNormIntoScales
 from isobit.graph.passes.protocol import Pass, PassReport
 from isobit.graph.passes.smooth import SmoothQuant
@@ -15,6 +16,7 @@ PASSES: dict[str, type[Pass]] = {
     "equalize": EqualizeLayers,
     "fold_bn": FoldBatchNorm,
     "fold_bn_in_training": FoldBatchNormInTraining,
+    "keep_rounding": KeepRounding,
     "merge_bn_into_scales": MergeBatchNormIntoScales,
     "smooth": SmoothQuant,
     "split_channels": SplitChannels,
@@ -27,6 +29,7 @@ __all__ = [
     "EqualizeLayers",
     "FoldBatchNorm",
     "FoldBatchNormInTraining",
+    "KeepRounding",
     "MergeBatchNormIntoScales",
     "Pass",
     "PassReport",
