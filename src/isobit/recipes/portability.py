@@ -95,8 +95,9 @@ def _in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
             if wanted not in made:
                 if wanted != "litert":
                     raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                made[wanted] = Path(folder) / f"{path.stem}.tflite"
-                made[wanted].write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                translated = Path(folder) / f"{path.stem}.tflite"
+                translated.write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                made[wanted] = translated
             return made[wanted]
 
         yield in_format
