@@ -16,11 +16,11 @@ from isobit.analysis.referee import check_judgeable, judge
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
+from isobit.core.onnx_file import graph_inputs
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
 from isobit.core.risks import OverflowRisk, pair_text
 from isobit.engines import Engine, Session
-from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
