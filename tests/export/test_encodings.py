@@ -17,6 +17,7 @@ from isobit.export import EXPORTERS, READERS
 from isobit.export.encodings import from_offset, symmetric_bytes
 from isobit.export.float_network import float_network
 from isobit.export.opset import at_opset
+from isobit.export.tensorrt_text import tensorrt_cache
 from isobit.targets import TARGETS
 from vendor import PROFILES, known_target, quantized, run, simulated_weights
 from zoo import small_networks
@@ -63,6 +64,8 @@ def test_tensorrt_cache_is_the_bits_of_the_scale(tmp_path: Path) -> None:
     for line in lines:
         name, bits = line.split(": ")
         assert held[name] == pytest.approx(127 * struct.unpack(">f", bytes.fromhex(bits))[0])
+    newer = tensorrt_cache(version=100300).export(found.model, tmp_path / "c.onnx", example=found.inputs).beside[0]
+    assert newer.read_text().splitlines() == ["TRT-100300-EntropyCalibration2", *lines]
 
 
 def test_ncnn_lists_weights_before_inputs_by_layer(tmp_path: Path) -> None:
