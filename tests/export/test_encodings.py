@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,20 @@ def test_an_older_opset_computes_the_same(network: str, opset: int) -> None:
     assert lowered.opset_imports == {"": opset}
     inputs = [x.numpy() for x in found.inputs]
     np.testing.assert_array_equal(run(ir.to_proto(lowered), inputs), run(ir.to_proto(program), inputs))
+
+
+def test_encodings_of_sixteen_bits(tmp_path: Path) -> None:
+    """Activations of 65,536 levels beside weights of bytes, as SNPE and QNN take them; all integers come back."""
+    net, inputs = small_networks()["residual"]
+    wide = replace(TARGETS["snpe"], activation=replace(TARGETS["snpe"].activation, bits=16), widths=(8, 16))
+    with known_target(wide) as target:
+        model = isobit.quantize(net, [(inputs,)], target=target)
+    artifact = isobit.export(model, tmp_path / "net.onnx", format="aimet")
+    read, expected = READERS["aimet"]().read_back(artifact.path), simulated_weights(model)
+    assert {(e.bits, int(e.highest) - int(e.lowest)) for e in read.activations.values()} == {(16, 65535)}
+    assert read.integers.keys() == expected.keys()
+    for name, integers in expected.items():
+        np.testing.assert_array_equal(read.integers[name], integers, err_msg=name)
 
 
 @pytest.mark.parametrize(

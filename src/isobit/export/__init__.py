@@ -8,6 +8,7 @@ from isobit.export.encodings import Encoding, ReadBack
 from isobit.export.litert import LiteRtFile
 from isobit.export.mnn_parameters import mnn
 from isobit.export.ncnn_table import ncnn
+from isobit.export.nnie_parameters import nnie
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
 from isobit.export.protocol import Exporter, Reader
@@ -27,6 +28,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "ncnn": ncnn,
     "mnn": mnn,
     "tengine": tengine,
+    "nnie": nnie,
     "vitis-ai": vitis_ai,
 }
 """Exporters for vendors' tools, which read their own files: what those tools find in them."""

@@ -11,10 +11,9 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from isobit.core.artifact import Artifact, artifact_of, own_metadata
+from isobit.core.artifact import Artifact, artifact_of
 from isobit.core.errors import ArtifactError, SettingError
 from isobit.core.files import atomic_path, check_writable
-from isobit.export.float_network import FloatNetwork
 from isobit.export.opset import at_opset
 
 BESIDE = "isobit.beside"
@@ -34,24 +33,24 @@ def check_places(path: Path, suffixes: Sequence[str], *, instead: str = ".onnx")
 
 
 def write_beside(
-    network: FloatNetwork,
+    program: ir.Model,
     path: Path,
     files: Mapping[str, str],
     *,
     format: str,
     opset: int | None,
-    metadata: Mapping[str, str] | None,
+    metadata: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Artifact:
     """Write the network and `files`, texts by suffix; all of them appear or none.
 
-    `opset` is what the vendor's tool reads; a network with ops that it does not have keeps its own, and a note says so.
+    `metadata` holds isobit's own; the names of the files are added to it. `opset` is what the vendor's tool reads; a
+    network with ops that it does not have keeps its own, and a note says so.
     """
     contents = {path.with_suffix(suffix): text.encode() for suffix, text in files.items()}
     hashes = {place.name: hashlib.sha256(content).hexdigest() for place, content in contents.items()}
-    held = own_metadata(metadata, target=network.target, integers_sha256=network.integers_sha256, format=format)
-    held[BESIDE] = json.dumps(hashes, sort_keys=True)
-    program, lowered = at_opset(network.program, opset)
+    held = {**metadata, BESIDE: json.dumps(hashes, sort_keys=True)}
+    program, lowered = at_opset(program, opset)
     program.metadata_props.update(held)
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))

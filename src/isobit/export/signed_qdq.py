@@ -67,12 +67,12 @@ def _vitis(network: FloatNetwork) -> Text:
 
 def _read_vitis(held: Held) -> ReadBack:
     """Of the ONNX file; raises ArtifactError where the positions differ."""
-    read, positions = read_quantizers(held.graph), held.json()
-    for kind, encodings in (("param", read.weights), ("output", read.activations), ("input", read.activations)):
+    (found, _), positions = _encodings(held.graph), held.json()
+    for kind, encodings in (("param", found.weights), ("output", found.activations), ("input", found.activations)):
         for name, ((bits, position),) in positions[kind].items():
             if name in encodings and (bits, 2.0**-position) != (8, float(encodings[name].scale)):
                 raise ArtifactError(f"{held.path} and the file beside it have different positions of {name}")
-    return read
+    return read_quantizers(held.graph)
 
 
 def write_quantizers(network: FloatNetwork, *, what: str) -> None:
@@ -126,6 +126,14 @@ def _quantize(graph: ir.Graph, x: ir.Value, encoding: Encoding) -> None:
 
 def read_quantizers(graph: ir.Graph) -> ReadBack:
     """The encodings of each QuantizeLinear, and the integers that those of weights, and of biases, make."""
+    found, behind = _encodings(graph)
+    integers = {name: encoding.integers(array(graph, name)) for name, encoding in found.weights.items()}
+    integers |= _biases(graph, found, behind)
+    return ReadBack(activations=found.activations, weights=found.weights, integers=integers)
+
+
+def _encodings(graph: ir.Graph) -> tuple[Encodings, dict[str, str]]:
+    """The encodings of each QuantizeLinear; and what stands behind a DequantizeLinear's result."""
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
     behind: dict[str, str] = {}
@@ -143,9 +151,7 @@ def read_quantizers(graph: ir.Graph) -> ReadBack:
         is_output = result in {str(value.name) for value in graph.outputs}
         behind[result] = result if is_output else x
         (weights if x in graph.initializers else activations)[behind[result]] = encoding
-    integers = {name: encoding.integers(array(graph, name)) for name, encoding in weights.items()}
-    integers |= _biases(graph, Encodings(activations=activations, weights=weights), behind)
-    return ReadBack(activations=activations, weights=weights, integers=integers)
+    return Encodings(activations=activations, weights=weights), behind
 
 
 def _biases(graph: ir.Graph, encodings: Encodings, behind: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, final
 import onnx_ir as ir
 from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, own_metadata
 from isobit.export.beside import check_places, parsed, read_beside, write_beside
 from isobit.export.encodings import ReadBack
 from isobit.export.float_network import FloatNetwork, float_network
@@ -36,13 +36,15 @@ class Held:
 class VendorFormat:
     """An exporter and reader: `write` and `read` are the format's own, `what` is its name in error texts.
 
-    `write` may put operators into the network; `opset` is what the vendor's tool reads, `suffix` that of the text.
+    `write` may put operators into the network; `opset` is what the vendor's tool reads, `suffix` that of the text. A
+    format of `logarithms` takes no uniform grids, and others no logarithmic ones.
     """
 
     format: str
     what: str
     opset: int
     suffix: str = ""
+    logarithms: bool = False
     write: Callable[[FloatNetwork], Text]
     read: Callable[[Held], ReadBack]
 
@@ -58,10 +60,13 @@ class VendorFormat:
         path = Path(path)
         suffixes = [self.suffix] if self.suffix else []
         check_places(path, suffixes)
-        network = float_network(model, example, what=self.what)
+        network = float_network(model, example, what=self.what, logarithms=self.logarithms)
         text, notes = self.write(network)
+        held = own_metadata(
+            metadata, target=network.target, integers_sha256=network.integers_sha256, format=self.format
+        )
         return write_beside(
-            network, path, dict.fromkeys(suffixes, text), format=self.format, opset=self.opset, metadata=metadata,
+            network.program, path, dict.fromkeys(suffixes, text), format=self.format, opset=self.opset, metadata=held,
             notes=notes,
         )  # fmt: skip
 
