@@ -23,7 +23,7 @@ from isobit.core.risks import OverflowRisk, pair_text
 from isobit.engines import Engine, Session
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
-from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
+from isobit.integer import Reference, accumulating, first_difference, overflow_risks, quantized_tensors
 from isobit.integer.files import check_runs, format_of, load_qdq, metadata_of, output_step, places_of, random_inputs
 
 LOCATED = 8
@@ -269,6 +269,7 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         kernels=runs.session.kernels(),
         float_islands=islands,
         findings=findings,
+        accumulators=len(accumulating(runs.file, engine.arithmetic)),
         risks=overflow_risks(runs.file, engine.arithmetic),
         older_risks=_older_risks(runs),
         latency=latency,
