@@ -19,7 +19,7 @@ from isobit.export.encodings import WEIGHTED, Encoding, Encodings
 from isobit.export.octaves import Octaves, octaves_of, take_logarithms
 from isobit.export.onnx_qdq import to_onnx
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers
+from isobit.graph.convert import clamped_biases, convert, hash_integers
 from isobit.graph.deployed import CodebookWeight, IntegerWeight
 from isobit.graph.deployed_activations import (
     ActivationQuantizer,
@@ -44,7 +44,7 @@ class FloatNetwork:
 
     `partly` are tensors that some op reads in float too: a residual branch, where the target quantizes the inputs of
     layers alone. `moved` are those that hold values of a quantized tensor in another order or shape. `octaves` are the
-    grids of activations that have no encoding, since they are logarithmic.
+    grids of activations that have no encoding, since they are logarithmic. `notes` are on what every file of it lacks.
     """
 
     program: ir.Model
@@ -54,6 +54,7 @@ class FloatNetwork:
     moved: frozenset[str]
     target: str
     integers_sha256: str
+    notes: tuple[str, ...]
 
 
 def float_network(
@@ -89,6 +90,7 @@ def float_network(
         moved=frozenset(str(value.name) for value in moved),
         target=preparation(model).profile.name,
         integers_sha256=integers_sha256,
+        notes=clamped_biases(deployed),
     )
 
 

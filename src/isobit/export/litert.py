@@ -60,7 +60,7 @@ class LiteRtFile:
         data = serialized(translate(source, artifact.metadata))
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
-        return artifact_of(path, format=self.format, metadata=artifact.metadata)
+        return artifact_of(path, format=self.format, metadata=artifact.metadata, notes=artifact.notes)
 
 
 def translate(source: onnx.ModelProto, metadata: dict[str, str]) -> Any:

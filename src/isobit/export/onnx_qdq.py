@@ -26,7 +26,7 @@ from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
 from isobit.export.packing import pack_weights, write_casts, write_look_ups
 from isobit.export.tidy import tidy
-from isobit.graph.convert import Levels, convert, hash_integers, levels
+from isobit.graph.convert import Levels, clamped_biases, convert, hash_integers, levels
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 from isobit.targets import DequantizeLinear, MatMulInteger, MatMulNBits
@@ -70,7 +70,7 @@ class OnnxQdq:
         program.metadata_props.update(held)
         with atomic_path(path) as temporary:
             ir.save(program, temporary)
-        return artifact_of(path, format=self.format, metadata=held)
+        return artifact_of(path, format=self.format, metadata=held, notes=clamped_biases(deployed))
 
 
 def _write_form(program: ir.Model, form: Form, levels: Mapping[str, Levels]) -> Mapping[str, Levels]:

@@ -65,7 +65,7 @@ class OpenVinoIr:
             _openvino().serialize(written, folder / "net.xml", folder / "net.bin")  # it insists on these suffixes
             for place, suffix in zip(temporary, (".xml", ".bin"), strict=True):
                 shutil.copyfile(folder / f"net{suffix}", place)
-        return artifact_of(path, format=self.format, metadata=held, beside=(weights,))
+        return artifact_of(path, format=self.format, metadata=held, beside=(weights,), notes=network.notes)
 
     def read_back(self, path: str | Path) -> ReadBack:
         """The encodings and integers of the IR; raises ArtifactError."""

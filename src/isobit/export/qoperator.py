@@ -25,7 +25,7 @@ from isobit.export.float_network import MOVES
 from isobit.export.linear_layers import forget_unused
 from isobit.export.onnx_qdq import to_onnx
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers
+from isobit.graph.convert import clamped_biases, convert, hash_integers
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 
@@ -59,7 +59,7 @@ class OnnxQOperator:
             metadata, target=preparation(model).profile.name, integers_sha256=hash_integers(deployed),
             format=self.format,
         )  # fmt: skip
-        notes = [f"between float tensors: {', '.join(left)}"] if left else []
+        notes = [*clamped_biases(deployed), *([f"between float tensors: {', '.join(left)}"] if left else [])]
         return write_beside(program, path, {}, format=self.format, opset=None, metadata=held, notes=notes)
 
 

@@ -67,7 +67,7 @@ class VendorFormat:
         )
         return write_beside(
             network.program, path, dict.fromkeys(suffixes, text), format=self.format, opset=self.opset, metadata=held,
-            notes=notes,
+            notes=(*network.notes, *notes),
         )  # fmt: skip
 
     def read_back(self, path: str | Path) -> ReadBack:
