@@ -1,7 +1,8 @@
 """A quantized network for each of the vendors' formats, and what the simulation computes, without the exporters."""
 
+import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
@@ -9,14 +10,17 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import onnxruntime
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 import isobit
 from isobit.core.granularity import PerChannel
+from isobit.core.grid import Geometric
 from isobit.core.qparams import QParams
 from isobit.core.scheme import Scheme
+from isobit.export import Encoding
+from isobit.export.octaves import Octaves
 from isobit.graph.convert import convert
-from isobit.graph.deployed import DeployedConv, DeployedLinear
+from isobit.graph.deployed import CodebookWeight, DeployedConv, DeployedLinear
 from isobit.graph.names import names
 from isobit.graph.slots import Slot
 from isobit.targets import TARGETS, Profile
@@ -42,12 +46,16 @@ PROFILES: Mapping[str, Profile] = {
     "ncnn": replace(NARROW, placement=GRAPH_1),
     "mnn": replace(NARROW, placement=GRAPH_3),
     "tengine": replace(NARROW, placement=GRAPH_3),
+    "nnie": TARGETS["nnie"],
     "vitis-ai": TARGETS["tvm"],
 }
 """For each format a target that it is made for."""
 
 BY_LAYER = frozenset({"ascend", "ncnn"})
 """Formats that hold the inputs of layers, not every tensor."""
+
+NOT_GROUPED = frozenset({"nnie"})
+"""Formats that have no place for grouped convolutions."""
 
 WITHOUT_WEIGHTS = frozenset({"tensorrt-cache", "tensorrt-ranges", "tengine"})
 """Formats whose tools round weights by themselves."""
@@ -77,11 +85,14 @@ def quantized(network: str, format: str) -> Quantized:
 
 
 def simulated_weights(model: fx.GraphModule) -> dict[str, np.ndarray]:
-    """q - zero_point of each weight, and q of each bias at s_x · s_w, by the layer's name."""
+    """q - zero_point of each weight, and q of each bias at s_x · s_w, by the layer's name; of logarithms the index."""
     deployed, found = convert(model), {}
     for node, name in names(deployed.graph).items():
         layer = deployed.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, (DeployedConv, DeployedLinear)):
+            continue
+        if isinstance(layer.integer, CodebookWeight):  # its bias is no integer to engines
+            found[f"{name}.weight"] = layer.integer.q.numpy().astype(np.int32)
             continue
         q, zero_point = (t.numpy().astype(np.int32) for t in (layer.integer.q, layer.integer.zero_point))
         axis = layer.integer.axis
@@ -99,9 +110,33 @@ def declared_grids(model: fx.GraphModule) -> list[QParams]:
     return [grid for slot in slots if isinstance(grid := slot.grid(), QParams)]
 
 
-def grid_key(scale: float, lowest: int, highest: int) -> tuple[float, int, int]:
-    """A grid as a value that can be compared: its scale to seven digits, which IR and tables state."""
-    return float(f"{scale:.6e}"), lowest, highest
+Key = tuple[float, int, int]
+"""A grid as a value that can be compared: its scale to seven digits, which IR and tables state, and its ends."""
+
+
+def declared_key(grid: QParams) -> Key:
+    """That of a grid that a quantizer declares; of logarithms, 16 · log2 of the ends."""
+    if isinstance(grid.scheme.grid, Geometric):
+        lowest, highest = (round(16 * float(x.double().log2())) for x in (grid.scale, grid.range()[1]))
+        return 1.0, lowest, highest
+    zero_point = int(grid.zero_point)
+    return float(f"{float(grid.scale):.6e}"), grid.scheme.quant_min - zero_point, grid.scheme.quant_max - zero_point
+
+
+def read_key(grid: Encoding | Octaves) -> Key:
+    """That of a grid in a file."""
+    if isinstance(grid, Octaves):
+        return 1.0, grid.parameter - 127, grid.parameter
+    return float(f"{float(grid.scale):.6e}"), int(grid.lowest), int(grid.highest)
+
+
+def without_quantizers(model: fx.GraphModule, points: Container[str]) -> fx.GraphModule:
+    """The simulation with the activations of these names in float."""
+    changed = copy.deepcopy(model)
+    for name, module in list(changed.named_modules()):
+        if isinstance(module, Slot) and module.point in points:
+            changed.set_submodule(name, nn.Identity())
+    return changed
 
 
 def run(model: onnx.ModelProto, inputs: list[np.ndarray]) -> np.ndarray:

@@ -22,8 +22,9 @@ import onnx
 
 from isobit.core.arithmetic import FLOAT32_NEON, FLOAT32_PAIRS, Arithmetic
 from isobit.core.errors import EngineError
+from isobit.core.onnx_file import graph_inputs
 from isobit.core.records import Kernel
-from isobit.engines.base import check_inputs, expose_tensors, graph_inputs, read_model
+from isobit.engines.base import check_inputs, expose_tensors, read_model
 
 DEBIAN, SUITE, PYTHON = "http://deb.debian.org/debian", "trixie", "3.13"
 """qemu 7.2, of the release before, crashes when ONNX Runtime 1.31 for Arm64 is imported; 10.0 does not."""

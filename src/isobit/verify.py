@@ -16,14 +16,14 @@ from isobit.analysis.referee import check_judgeable, judge
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
+from isobit.core.onnx_file import graph_inputs
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
 from isobit.core.risks import OverflowRisk, pair_text
 from isobit.engines import Engine, Session
-from isobit.engines.base import graph_inputs
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
-from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
+from isobit.integer import Reference, accumulating, first_difference, overflow_risks, quantized_tensors
 from isobit.integer.files import check_runs, format_of, load_qdq, metadata_of, output_step, places_of, random_inputs
 
 LOCATED = 8
@@ -269,6 +269,7 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         kernels=runs.session.kernels(),
         float_islands=islands,
         findings=findings,
+        accumulators=len(accumulating(runs.file, engine.arithmetic)),
         risks=overflow_risks(runs.file, engine.arithmetic),
         older_risks=_older_risks(runs),
         latency=latency,

@@ -1,5 +1,6 @@
 """Saturation avoided: proved on the file's integers, and shown on a real engine with the instructions before VNNI."""
 
+import copy
 import json
 import os
 import subprocess
@@ -17,10 +18,14 @@ from isobit.algorithms.saturation import check_settled
 from isobit.analysis.saturation import saturation
 from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, OPENVINO
 from isobit.core.errors import SettingError, UnsupportedError
+from isobit.core.litert_file import missing
 from isobit.engines import OnnxRuntime, OpenVino
 from isobit.engines.instruction_set import saturates_pairs
 from isobit.graph.convert import convert
+from isobit.graph.deployed import IntegerWeight
+from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import overflow_risks
+from zoo import small_networks
 
 INPUTS = [torch.rand(32, 8, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.7]
 
@@ -104,19 +109,74 @@ def test_the_smallest_change_that_proves_safe() -> None:
     assert torch.equal(before[:2], after[:2])
 
 
-def test_a_bias_that_fills_the_accumulator() -> None:
+def filling_network() -> nn.Module:
     """A channel of tiny weights and a bias of 1: the bias alone needs 38 bits of its step."""
     net = nn.Sequential(nn.Conv2d(8, 4, 3)).eval()
     with torch.no_grad():
         net[0].weight[1] *= 1e-9
         net[0].bias.fill_(1.0)
-    plain, safe = (quantized(net, avoid_saturation=a) for a in (False, True))
-    kinds = [(r.kind, r.channels) for r in saturation(plain) if r.kind == "accumulator"]
-    assert kinds == [("accumulator", (1,))] and saturation(safe) == ()
-    assert [r.filled for r in safe.meta["saturation"]] == [1] and safe.meta["saturation"][0].factor < 2.1
+    return net
+
+
+@pytest.mark.parametrize("avoid", [False, True])
+@pytest.mark.parametrize("target", ["onnxruntime-x86", "snpe", "tvm", "tensorrt"])
+def test_a_bias_that_fills_the_accumulator(avoid: bool, target: str, tmp_path: Path) -> None:
+    """That channel alone gets a larger step, asked for or not; ONNX Runtime computes what the simulation does."""
+    net = filling_network()
+    model = quantized(net, target, avoid_saturation=avoid)
+    assert not [r for r in saturation(model) if r.kind == "accumulator" or avoid]
+    per_channel = target not in ("snpe", "tvm")  # one step for all: the channel's own does not count
+    said = [note for note in model.meta["notes"] if "channels got larger steps, since their sums" in note]
+    assert len(said) == (per_channel and not avoid)
+    assert not said or said[0].startswith("0: 1 of 4 channels")
+    if avoid and per_channel:
+        assert [r.filled for r in model.meta["saturation"]] == [1] and model.meta["saturation"][0].factor < 2.1
+    artifact = isobit.export(model, tmp_path / "net.onnx", format="onnx")
+    assert artifact.notes == ()
     expected = net(INPUTS[0])[:, 1]
-    errors = [(convert(m)(INPUTS[0])[:, 1] - expected).abs().max() for m in (safe, plain)]
-    assert errors[0] < 0.01 < errors[1]
+    assert (convert(model)(INPUTS[0])[:, 1] - expected).abs().max() < 0.02
+    (y,) = OnnxRuntime().load(artifact.path).run([INPUTS[0].numpy()])
+    assert abs(torch.from_numpy(y)[:, 1] - expected).max() < 0.02
+
+
+def test_other_channels_stay_as_they_are() -> None:
+    """The step of no other channel changes where one is filled, and nothing where none is."""
+    net = filling_network()
+    healthy = copy.deepcopy(net)
+    with torch.no_grad():
+        healthy[0].weight[1] *= 1e9
+    one, other = (quantized(n, reconstruction="none") for n in (net, healthy))
+    scales = [next(m.scale for m in convert(x).modules() if isinstance(m, IntegerWeight)) for x in (one, other)]
+    assert torch.equal(scales[0][[0, 2, 3]], scales[1][[0, 2, 3]])
+    assert not any("larger steps" in note for note in other.meta["notes"])
+    step = next(m.scale for m in convert(one).modules() if isinstance(m, ActivationQuantizer))
+    exact = 1.0 / float(scales[0][1] * step)
+    assert 0.99 * 2**31 < exact < 2**31  # as small as they can be
+
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-qoperator", "litert", "openvino", "aimet"])
+def test_a_bias_that_is_clamped_is_said(format: str, tmp_path: Path) -> None:
+    """By a quantizer whose steps are its own."""
+    if format == "litert" and missing():
+        pytest.skip(missing())
+    model = quantized(filling_network(), "openvino-cpu" if format == "openvino" else "snpe", method="lsq", bits=8)
+    with torch.no_grad():
+        model.get_submodule("0").bias.fill_(1e9)
+    notes = isobit.export(model, tmp_path / "net.file", format=format).notes
+    clamped = [note for note in notes if "do not hold the bias" in note]
+    assert clamped == [
+        "0: 32 bits of s_x · s_w do not hold the bias of 4 channels (0, 1, 2, 3), which was clamped. Quantize with the "
+        "quantizer `fixed`, which takes larger steps there"
+    ]
+
+
+def test_sixteen_bits_have_no_such_registers() -> None:
+    """Their sums have 64 bits: nothing is said, and nothing changed."""
+    net, inputs = small_networks()["residual"]
+    plain, safe = (isobit.quantize(net, [(inputs,)], target="ceva", bits=16, avoid_saturation=a) for a in (False, True))
+    assert saturation(plain) == saturation(safe) == ()
+    for a, b in zip(integers(plain), integers(safe), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_what_is_not_proved_is_refused() -> None:

@@ -1,7 +1,9 @@
 """The referee on files of ONNX Runtime's own quantizer, and on one flaw at a time, each judged on the real engine."""
 
+import html
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,14 @@ def test_analyze_judges_a_file_without_an_engine(float_file: Path, tmp_path: Pat
     assert said["float"] == {"ReduceMean": 1}
     assert said["integer"] == {"Conv": 2, "Add": 1, "Gemm": 1}
     assert said["findings"] == [to_json(f) for f in isobit.verify(path).findings]
+    report = tmp_path / "judged.html"
+    assert f"written {report}" in " ".join(invoke(f"analyze {path} --report {report}").stdout.split()).replace(
+        "/ ", "/"
+    )
+    page = " ".join(html.unescape(re.sub(r"<[^>]*>", "", report.read_text())).split())
+    for finding in said["findings"]:
+        assert f"{finding['problem']}. To change: {finding['remedy']}. {', '.join(finding['ops'][:12])}" in page
+    assert "Not verified" in page and "qdq.onnx" in page
     assert "in float 1 ReduceMean" in " ".join(invoke(f"analyze {path}").stdout.split())
     for command, code, says in (
         (f"analyze {path} -t tvm", 2, "--target is of use with a network"),

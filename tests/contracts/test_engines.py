@@ -11,10 +11,10 @@ from isobit.core.errors import EngineError
 from isobit.core.litert_file import read_litert, serialized
 from isobit.core.records import Kernel
 from isobit.engines import ENGINES, Engine
-from isobit.engines.base import quantized_tensors
 from isobit.engines.instruction_set import instruction_set
 from isobit.export import EXPORTERS
 from isobit.export.litert import translate
+from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq
 
 

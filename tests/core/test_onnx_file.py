@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -12,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from integer.graphs import QdqGraph, small_network
 from isobit.core import onnx_file
 from isobit.core.errors import ArtifactError, IsobitError, UnsupportedError
-from isobit.core.onnx_file import read_onnx
+from isobit.core.onnx_file import graph_inputs, read_onnx
 from isobit.core.protobuf_wire import check_wire
 from mutation_table import MUTATIONS
 from mutations import OUTSIDE, Mutation, write
@@ -73,6 +74,15 @@ def test_external_data_is_read_as_onnx_reads_it(network: Path, tmp_path: Path) -
     assert len(constants) > 10
     for t in onnx.load(network).graph.initializer:
         np.testing.assert_array_equal(constants[t.name], numpy_helper.to_array(t))
+
+
+def test_initializers_among_the_inputs_are_not_given_by_a_caller(network: Path) -> None:
+    """Files of IR version 3 list every initializer among the inputs; ONNX Runtime asks for the others."""
+    old = onnx.load(network)
+    old.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in old.graph.initializer)
+    session = onnxruntime.InferenceSession(old.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert len(old.graph.input) > 10
+    assert [value.name for value in graph_inputs(old)] == [value.name for value in session.get_inputs()] == ["x"]
 
 
 def test_a_link_inside_the_folder_is_followed(network: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from isobit.export import EXPORTERS, READERS
 from isobit.export.encodings import from_offset, symmetric_bytes
 from isobit.export.float_network import float_network
 from isobit.export.opset import at_opset
+from isobit.export.tensorrt_text import tensorrt_cache
 from isobit.targets import TARGETS
 from vendor import PROFILES, known_target, quantized, run, simulated_weights
 from zoo import small_networks
@@ -63,6 +65,8 @@ def test_tensorrt_cache_is_the_bits_of_the_scale(tmp_path: Path) -> None:
     for line in lines:
         name, bits = line.split(": ")
         assert held[name] == pytest.approx(127 * struct.unpack(">f", bytes.fromhex(bits))[0])
+    newer = tensorrt_cache(version=100300).export(found.model, tmp_path / "c.onnx", example=found.inputs).beside[0]
+    assert newer.read_text().splitlines() == ["TRT-100300-EntropyCalibration2", *lines]
 
 
 def test_ncnn_lists_weights_before_inputs_by_layer(tmp_path: Path) -> None:
@@ -96,6 +100,20 @@ def test_an_older_opset_computes_the_same(network: str, opset: int) -> None:
     assert lowered.opset_imports == {"": opset}
     inputs = [x.numpy() for x in found.inputs]
     np.testing.assert_array_equal(run(ir.to_proto(lowered), inputs), run(ir.to_proto(program), inputs))
+
+
+def test_encodings_of_sixteen_bits(tmp_path: Path) -> None:
+    """Activations of 65,536 levels beside weights of bytes, as SNPE and QNN take them; all integers come back."""
+    net, inputs = small_networks()["residual"]
+    wide = replace(TARGETS["snpe"], activation=replace(TARGETS["snpe"].activation, bits=16), widths=(8, 16))
+    with known_target(wide) as target:
+        model = isobit.quantize(net, [(inputs,)], target=target)
+    artifact = isobit.export(model, tmp_path / "net.onnx", format="aimet")
+    read, expected = READERS["aimet"]().read_back(artifact.path), simulated_weights(model)
+    assert {(e.bits, int(e.highest) - int(e.lowest)) for e in read.activations.values()} == {(16, 65535)}
+    assert read.integers.keys() == expected.keys()
+    for name, integers in expected.items():
+        np.testing.assert_array_equal(read.integers[name], integers, err_msg=name)
 
 
 @pytest.mark.parametrize(

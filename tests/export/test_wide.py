@@ -16,7 +16,7 @@ from isobit.graph.convert import convert
 from isobit.graph.deployed import bias_step
 from isobit.graph.insert import preparation, slots
 from isobit.integer import Reference
-from isobit.integer.bounds import overflow_risks
+from isobit.integer.bounds import accumulating, overflow_risks
 from isobit.targets import TARGETS
 from zoo import small_networks
 
@@ -44,6 +44,8 @@ def test_a_file_of_16_bits(target: str, tmp_path: Path) -> None:
     certificate = isobit.verify(path, model, [(inputs,)])
     assert certificate.verdict in ("exact", "bounded")
     assert {"conv1", "conv2"} <= set(certificate.float_islands)
+    assert certificate.accumulators == 0
+    assert "overflow: no integer accumulators exist: every layer sums in float" in str(certificate)
 
     profile = TARGETS[target]
     reference = Reference(path, profile.arithmetic)
@@ -52,6 +54,7 @@ def test_a_file_of_16_bits(target: str, tmp_path: Path) -> None:
     literal = Reference(path).run([x.numpy() for x in inputs])
     for name, q in found.integers.items():
         assert np.abs(q.astype(np.int64) - literal.integers[name].astype(np.int64)).max() <= 8, name
+    assert {"conv1", "linear"} <= set(accumulating(path, profile.arithmetic))
     assert not overflow_risks(path, profile.arithmetic)
     assert overflow_risks(path, replace(profile.arithmetic, accumulator_bits=32))
 

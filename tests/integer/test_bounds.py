@@ -1,13 +1,19 @@
+from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
+import isobit
 from integer.cases import residual_network
 from integer.graphs import QdqGraph
 from isobit.core.arithmetic import FLOAT32, FLOAT32_PAIRS, Arithmetic
-from isobit.integer import overflow_risks
+from isobit.engines import ENGINES
+from isobit.integer import accumulating, overflow_risks
 from isobit.integer.pairs import PairedProducts
 
 
@@ -39,6 +45,36 @@ def test_the_worst_accumulator_is_that_of_brute_force(zero_point: int) -> None:
     assert found[0].kind == "accumulator" and found[0].channels == channels
     assert (found[0].worst, found[0].limit) == (worst.max(), 2 ** (bits - 1) - 1)
     assert overflow_risks(one_gemm(w, zero_point=zero_point, bias=bias).model(), FLOAT32) == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "expected"),
+    [
+        ("onnxruntime-x86", {}, ["0", "1"]),
+        ("onnxruntime-x86", {"keep_float": ["0"]}, ["1"]),
+        ("onnxruntime-dynamic", {}, ["0.1.MatMulInteger", "1.1.MatMulInteger"]),
+        ("onnxruntime-weights", {}, ["0", "1"]),
+        ("openvino-weights", {}, []),
+        ("adreno-fp16", {}, []),
+        ("nnie", {}, []),
+        ("ceva", {"bits": 16}, []),
+    ],
+)
+def test_layers_that_sum_integers(
+    target: str, settings: dict[str, object], expected: list[str], tmp_path: Path
+) -> None:
+    """Of two linear layers: as the engine's own list of kernels has them, and none where all are in float."""
+    net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    model = isobit.quantize(net, [x], target=target, **settings)
+    path = isobit.export(model, tmp_path / "net.onnx").path
+    engine = ENGINES["onnxruntime"]()
+    assert list(accumulating(path, engine.arithmetic)) == expected
+    kernels = Counter({kernel.name: kernel.count for kernel in engine.load(path).kernels()})
+    integers = [
+        name for name in kernels if name in ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits")
+    ]
+    assert sum(kernels[name] for name in integers) == len(expected)
 
 
 @pytest.mark.parametrize("high", [40, 63, 64, 65, 127])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from isobit.core.errors import MissingExtraError, OutputError, SettingError
-from isobit.core.records import Certificate, Histogram, LayerRecord, RunRecord
+from isobit.core.records import Certificate, Finding, Histogram, LayerRecord, RunRecord
 from isobit.report import write_report
 from isobit.report.island import island, merged, page_data
 from isobit.report.page import render
@@ -188,6 +188,18 @@ def test_an_empty_certificate_is_drawn() -> None:
     seen = words(Document(render((replace(example.bare(), certificates=(certificate,)),))))
     assert "no two executions were compared" in seen
     assert "the engine does not say which kernels it ran" in seen
+
+
+def test_findings_are_listed_and_float_sums_are_no_proof() -> None:
+    ops = tuple(f"conv{i}" for i in range(15))
+    finding = Finding(problem="activations are <signed>", remedy="use unsigned bytes", ops=ops)
+    certificate = replace(example.example().certificates[0], findings=(finding,), accumulators=0)
+    run = replace(example.bare(), findings=(finding,))
+    for runs in (replace(example.bare(), certificates=(certificate,)), run):
+        seen = words(Document(render((runs,))))
+        assert "activations are <signed>. To change: use unsigned bytes." in seen
+        assert "conv11 and 3 more" in seen and "conv12" not in seen
+        assert ("no integer accumulators exist" in seen) == bool(runs.certificates)
 
 
 def test_several_runs_are_compared_and_can_be_chosen() -> None:

@@ -13,7 +13,7 @@ from isobit.algorithms.channel_repair import ChannelRepair, notes_of, repair
 from isobit.algorithms.exact_scales import check_scales, scales, settle_scales
 from isobit.algorithms.lapq import Lapq
 from isobit.algorithms.reconstruction import Reconstructs
-from isobit.algorithms.saturation import check_settled, settle, widen_steps
+from isobit.algorithms.saturation import check_settled, note_filled, settle, widen_steps
 from isobit.algorithms.without_data import Statistics, take_statistics
 from isobit.analysis.calibration_data import surveyed
 from isobit.core.batches import Data
@@ -104,8 +104,8 @@ class PostTraining:
 
     With `joint_ranges` the steps of all layers are searched together first. With `bias_correction` layers keep their
     mean output; with `reconstruction` roundings are learned from the calibration data, segment by segment. With
-    `avoid_saturation` channels whose integers can leave a register get larger steps. With `exact` no result lies near
-    the middle of two levels, where engines round differently. With
+    `avoid_saturation` channels whose pairs of products can leave a register get larger steps, as those whose sums can
+    do in any case. With `exact` no result lies near the middle of two levels, where engines round differently. With
     `without_data` the data are synthetic: what batch norms tell of ranges, where these are min-max ones, and of means
     goes before what is seen.
     """
@@ -156,7 +156,7 @@ class PostTraining:
             model.meta["calibration_data"] = () if self.without_data or profile.ranges == "cast" else survey.findings()
             if self.joint_ranges is not None:
                 model.meta["joint_ranges"] = self.joint_ranges.apply(model, data, progress=progress)
-            widened = widen_steps(model) if self.avoid_saturation else {}
+            widened = widen_steps(model, pairs=self.avoid_saturation)
             before = scales(model) if self.exact else {}
             if self.exact:
                 settle_scales(model, data)
@@ -164,6 +164,8 @@ class PostTraining:
                 self._reconstruct(model, data, checkpoint, progress)
             if self.avoid_saturation:
                 model.meta["saturation"] = settle(model, widened)
+            else:
+                note_filled(model, widened)
             corrected: tuple[CorrectionRecord, ...] = ()
             if statistics is not None:
                 ranges, biases = self.observation.activation == MinMax(), self.bias_correction is not None

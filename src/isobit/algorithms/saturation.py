@@ -17,7 +17,12 @@ from isobit.core.grid import Uniform
 from isobit.core.qparams import QParams
 from isobit.core.risks import SaturationRecord
 from isobit.core.scheme import PowerOfTwo
-from isobit.graph.slots import Slot
+from isobit.graph.convert import input_scale
+from isobit.graph.deployed import LARGEST_BIAS
+from isobit.graph.folding import weight_and_bias
+from isobit.graph.insert import preparation
+from isobit.graph.slots import Slot, weight_slot
+from isobit.graph.tensors import tensors_of
 from isobit.integer.pairs import PairedProducts
 from isobit.quantizers.fixed import FixedQuantizer
 
@@ -29,22 +34,25 @@ ROOM = 1.001
 
 
 @torch.no_grad()
-def widen_steps(model: fx.GraphModule) -> dict[str, SaturationRecord]:
+def widen_steps(model: fx.GraphModule, *, pairs: bool = True) -> dict[str, SaturationRecord]:
     """Give channels that can saturate larger steps, in place, before their weights are rounded; what was changed.
 
+    Without `pairs`, only those whose sum can leave 32 bits, as ONNX Runtime's quantizer does for biases
+    (https://github.com/microsoft/onnxruntime/pull/22020): such a bias would be clamped, whatever the machine.
     For a pair, the step is the one of several at which the nearest weights without saturation are closest to the float
     weights; where a layer has one step, or steps that are powers of two, it is one of those. For an accumulator, which
     a large bias over a small step fills, it is as large as needed.
     """
     changed: dict[str, SaturationRecord] = {}
-    for layer in integer_layers(model):
+    for layer in integer_layers(model) if pairs or _may_fill(model) else ():
         slot = weight_slot_of(model, layer.name)
         if not isinstance(slot.quantizer, FixedQuantizer) or not isinstance(slot.quantizer.scheme.grid, Uniform):
             continue  # its steps are its own: `settle` clamps
         grid = slot.quantizer.grid()
         if grid.scheme.bits < 8 and bool((grid.zero_point != 0).any()):
             continue  # a file holds it without zero point
-        factor = _factor(model.get_parameter(f"{layer.name}.weight").detach(), grid, layer)
+        weight = model.get_parameter(f"{layer.name}.weight").detach()
+        factor = _factor(weight, grid, layer) if pairs else _least(grid, layer)
         by_output = np.broadcast_to(factor, len(layer.raw.weight))
         channels, filled = np.flatnonzero(by_output > 1), _room(layer) > 1
         if not channels.size:
@@ -90,6 +98,16 @@ def settle(model: fx.GraphModule, changed: dict[str, SaturationRecord]) -> tuple
     return found
 
 
+def note_filled(model: fx.GraphModule, changed: dict[str, SaturationRecord]) -> None:
+    """Say which layers got larger steps without having been asked to."""
+    for found in changed.values():
+        said = (
+            f"{found.layer}: {found.filled} of {found.outputs} channels got larger steps, since their sums with "
+            "the bias do not fit in 32 bits of the old ones"
+        )
+        model.meta["notes"] = (*model.meta.get("notes", ()), said)
+
+
 def _note(found: tuple[SaturationRecord, ...]) -> str:
     """What was changed, in a sentence."""
     if not found:
@@ -118,7 +136,7 @@ def check_settled(model: fx.GraphModule) -> None:
 def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     """What to multiply the steps with, of the shape of the scale; 1 where nothing has to change."""
     powers, limit = isinstance(grid.scheme.scale, PowerOfTwo), (1 << (PAIR_BITS - 1)) - 1
-    least, pairs = _of_scale(np.maximum(_room(layer), 1.0), grid, powers=powers), layer.pairs()
+    least, pairs = _least(grid, layer), layer.pairs()
     most = _of_scale(np.where(pairs > limit, pairs / limit * 1.02, 1.0), grid, powers=powers)
     factors = np.stack([1 + (most - 1) * t for t in ((0.0, 1.0) if powers else np.linspace(0, 1, TRIED))])
     if not (pairs > limit).any():
@@ -127,6 +145,30 @@ def _factor(weight: Tensor, grid: QParams, layer: IntegerLayer) -> np.ndarray:
     by_output = losses.argmin(0), np.arange(len(pairs))
     found: np.ndarray = np.maximum(least, factors[by_output if grid.scale.dim() else losses.sum(1).argmin()])
     return found
+
+
+def _least(grid: QParams, layer: IntegerLayer) -> np.ndarray:
+    """The least factors with which no sum leaves 32 bits."""
+    return _of_scale(np.maximum(_room(layer), 1.0), grid, powers=isinstance(grid.scheme.scale, PowerOfTwo))
+
+
+def _may_fill(model: fx.GraphModule) -> bool:
+    """Whether a sum could need more than 32 bits: a quick look at biases and numbers of weights, before a proof."""
+    tensors = tensors_of(model)
+    for node in model.graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        slot = weight_slot(module) if module is not None else None
+        scale = input_scale(model, tensors, node) if slot is not None else None
+        grid = slot.grid() if slot is not None else None
+        if module is None or scale is None or not isinstance(grid, QParams) or grid.scheme.bits > 8:
+            continue
+        weight, bias = weight_and_bias(module)
+        largest = weight[0].numel() * 2.0**15
+        if bias is not None and preparation(model).profile.bias_bits:
+            largest += float((bias.abs().max() / (scale.double() * grid.scale.double().min())).cpu())
+        if largest * ROOM > LARGEST_BIAS:
+            return True
+    return False
 
 
 def _room(layer: IntegerLayer) -> np.ndarray:

@@ -67,6 +67,8 @@ def integer_layers(model: fx.GraphModule) -> list[IntegerLayer]:
         layer = deployed.get_submodule(targets[node.name]) if node.op == "call_module" else None
         if not isinstance(layer, (DeployedConv, DeployedLinear)) or not isinstance(layer.integer, IntegerWeight):
             continue
+        if layer.integer.q.dtype.itemsize > 1:  # no register of 32 bits sums integers of 16
+            continue
         source = tensors.source(tensors.inputs(node)[0]).name
         levels = _levels(deployed.get_submodule(targets[source])) if source in targets else None
         transposed = isinstance(layer, DeployedConv) and layer.transposed
@@ -107,7 +109,7 @@ def _integer_layer(
 def _levels(quantizer: object) -> _Levels | None:
     """Those of a quantizer; None for another module."""
     match quantizer:
-        case ActivationQuantizer():
+        case ActivationQuantizer() if quantizer.in_bytes:
             offset = OFFSET if quantizer.zero_point.dtype == torch.int8 else 0
             zero = int(quantizer.zero_point)
             high: np.ndarray | int = quantizer.high

@@ -56,7 +56,8 @@ def analyze(
     from isobit.core.records import to_json
 
     if model.endswith(".onnx"):
-        _judge(Path(model), (data, target, weights, recipe, report, bits, weight_bits, activation_bits), json=json)
+        given = (data, target, weights, recipe, bits, weight_bits, activation_bits)
+        _judge(Path(model), given, report, context.obj, json=json)
         return
     if data is None:
         raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
@@ -78,15 +79,15 @@ def analyze(
         show(*analyzing.page(record, report))
 
 
-_NETWORKS = ("--data", "--target", "--weights", "--recipe", "--report", "--bits", "--weight-bits", "--activation-bits")
+_NETWORKS = ("--data", "--target", "--weights", "--recipe", "--bits", "--weight-bits", "--activation-bits")
 
 
-def _judge(file: Path, given: tuple[object, ...], *, json: bool) -> None:
+def _judge(file: Path, given: tuple[object, ...], report: Path | None, command: str, *, json: bool) -> None:
     from isobit.cli import judging
     from isobit.cli.output import print_json, show
 
-    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)))
+    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)), report, command)
     if json:
         print_json(judging.as_json(found))
     else:
-        show(judging.table(found))
+        show(judging.table(found, report))

@@ -1,11 +1,13 @@
 """What `isobit analyze` does with an ONNX file, and how that is shown: no engine runs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.table import Table
 
 from isobit.analysis.referee import check_judgeable, judge, planned_islands
@@ -13,13 +15,16 @@ from isobit.cli.output import facts
 from isobit.core.arithmetic import FLOAT32_VNNI
 from isobit.core.errors import SettingError
 from isobit.core.onnx_file import read_onnx
-from isobit.core.records import Finding, to_json
+from isobit.core.records import Finding, FloatOp, RunRecord, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
-from isobit.integer import overflow_risks
+from isobit.integer import accumulating, overflow_risks
+from isobit.report import check_report, write_report
 
 _RULES = FLOAT32_VNNI
 """ONNX Runtime on x86: what becomes one integer kernel there does so on most engines."""
+
+READ_AS = "ONNX Runtime on x86"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,38 +35,59 @@ class Judged:
     integer: Mapping[str, int]
     floating: Mapping[str, int]
     findings: tuple[Finding, ...]
+    accumulators: int
     risks: tuple[OverflowRisk, ...]
     older_risks: tuple[OverflowRisk, ...]
 
 
-def run(path: Path, given: Mapping[str, object]) -> Judged:
-    """Judge a file. `given` are the options that only a network has a use for."""
+def run(path: Path, given: Mapping[str, object], report: Path | None = None, command: str = "") -> Judged:
+    """Judge a file, and write a report where one is wanted. `given` are options that only a network has a use for."""
+    if report is not None:
+        check_report(report)
     if names := [name for name, value in given.items() if value not in (None, [], "")]:
         raise SettingError(f"{names[0]} is of use with a network, and {path} is an ONNX file: it is judged as it is")
     file = read_onnx(path)
     check_judgeable(file, path)
-    islands = set(planned_islands(file, _RULES))
+    islands = dict.fromkeys(planned_islands(file, _RULES))
     computing = [n for n in file.graph.node if n.op_type in COMPUTES - {"Relu", "Clip"}]
-    return Judged(
+    found = Judged(
         file=path,
         integer=Counter(n.op_type for n in computing if n.name not in islands),
         floating=Counter(n.op_type for n in computing if n.name in islands),
         findings=judge(file, _RULES, engine="", islands=islands),
+        accumulators=len(accumulating(file, _RULES)),
         risks=overflow_risks(file, _RULES),
         older_risks=tuple(r for r in overflow_risks(file, _RULES.before_vnni) if r.kind == "pair"),
     )
+    if report is not None:
+        write_report(_record(found, [n for n in computing if n.name in islands], command), report)
+    return found
 
 
-def table(found: Judged) -> Table:
+def _record(found: Judged, islands: Sequence[onnx.NodeProto], command: str) -> RunRecord:
+    """What a report shows of a file that was not quantized here."""
+    why = "its inputs or its result are not all integers, or a constant is in float"
+    return RunRecord(
+        title="A file that others made, judged as it is", network=found.file.name, target=READ_AS,
+        target_source="the rules measured on that engine; no engine was run", recipe={}, seed=0, layers=(),
+        versions={name: version(name) for name in ("isobit", "onnx")},
+        float_ops=tuple(FloatOp(name=n.name, op=n.op_type, reason=why) for n in islands),
+        findings=found.findings, warnings=tuple(str(r) for r in found.risks if r.kind == "accumulator"),
+        quantized_bytes=found.file.stat().st_size, command=command,
+    )  # fmt: skip
+
+
+def table(found: Judged, report: Path | None = None) -> Table:
     """The file as names and values."""
     return facts(
         [
             ("file", str(found.file)),
-            ("by the rules of", "ONNX Runtime on x86; `isobit verify` runs the file on an engine"),
+            ("by the rules of", f"{READ_AS}; `isobit verify` runs the file on an engine"),
             ("in integers", _counts(found.integer)),
             ("in float", _counts(found.floating)),
-            *overflow_lines(found.risks, found.older_risks),
+            *overflow_lines(found.risks, found.older_risks, found.accumulators),
             ("findings", [str(x) for x in found.findings] or "none"),
+            *([] if report is None else [("written", str(report))]),
         ]
     )
 
@@ -71,7 +97,7 @@ def as_json(found: Judged) -> dict[str, Any]:
     return {
         "file": str(found.file), "integer": dict(found.integer), "float": dict(found.floating),
         "findings": [to_json(x) for x in found.findings], "risks": [to_json(x) for x in found.risks],
-        "older_risks": [to_json(x) for x in found.older_risks],
+        "older_risks": [to_json(x) for x in found.older_risks], "accumulators": found.accumulators,
     }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def certificate(found: Certificate | None) -> list[Row]:
         ("engine", f"{found.engine_version} on {found.instruction_set}"),
         ("agreement", [comparison(c) for c in found.comparisons]),
         ("run in float", islands),
-        *overflow_lines(found.risks, found.older_risks),
+        *overflow_lines(found.risks, found.older_risks, found.accumulators),
         *([("findings", [str(x) for x in found.findings])] if found.findings else []),
     ]
 

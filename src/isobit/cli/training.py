@@ -173,6 +173,7 @@ def as_json(result: Trained) -> dict[str, Any]:
         "integers_sha256": None if file is None else file.integers_sha256,
         "file_sha256": None if file is None else file.sha256,
         "file_bytes": None if file is None else file.path.stat().st_size,
+        "notes": [] if file is None else list(file.notes),
     }
 
 
@@ -187,6 +188,8 @@ def table(result: Trained) -> Table:
             found.append((name, f"{epoch.accuracy:.2f} % ({epoch.right} of {epoch.total}), epoch {epoch.number}"))
     if result.not_exported:
         found.append(("no file", result.not_exported))
+    if result.artifact is not None and result.artifact.notes:
+        found.append(("note", list(result.artifact.notes)))
     found += [("time", f"{r.seconds:.0f} s"), ("folder", str(result.folder))]
     return facts(found)
 

@@ -55,6 +55,12 @@ def read_onnx(path: Path | str) -> onnx.ModelProto:
         raise ArtifactError(f"{path} is not a valid ONNX file, onnx says: {first_line(error)}") from error
 
 
+def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller gives, without initializers that old files list among them."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text without control characters, short enough to be read.
 

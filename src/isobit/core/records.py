@@ -262,6 +262,8 @@ class Certificate:
     """On this machine."""
     older_risks: tuple[OverflowRisk, ...] = ()
     """What else can happen with the same engine on x86 before VNNI."""
+    accumulators: int | None = None
+    """How many layers sum integers; None in certificates that do not say."""
     latency: tuple[Latency, ...] = ()
     findings: tuple[Finding, ...] = ()
     integers_sha256: str = ""
@@ -280,7 +282,7 @@ class Certificate:
         lines.append("  kernels: " + ", ".join(f"{k.count} {k.name} ({k.precision})" for k in self.kernels))
         islands = f"{len(self.float_islands)}: {', '.join(self.float_islands[:6])}" if self.float_islands else "none"
         lines.append(f"  ops that ran in float: {islands}")
-        lines += [f"  {name}: {text}" for name, text in overflow_lines(self.risks, self.older_risks)]
+        lines += [f"  {name}: {text}" for name, text in overflow_lines(self.risks, self.older_risks, self.accumulators)]
         lines += [f"  finding: {found}" for found in self.findings]
         return "\n".join(lines)
 
@@ -303,6 +305,8 @@ class RunRecord:
     accuracy: tuple[Accuracy, ...] = ()
     latency: tuple[Latency, ...] = ()
     certificates: tuple[Certificate, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """About a file that others made."""
     float_bytes: int = 0
     quantized_bytes: int = 0
     macs: int = 0

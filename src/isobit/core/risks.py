@@ -7,6 +7,9 @@ from typing import Literal
 REMEDY = "Quantize with avoid_saturation (--avoid-saturation), which changes those channels alone"
 """What to do about pairs of products that can saturate."""
 
+NO_OVERFLOW = "no accumulator can overflow, proved from the weights"
+NO_ACCUMULATORS = "no integer accumulators exist: every layer sums in float"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OverflowRisk:
@@ -61,12 +64,15 @@ def pair_text(risks: Sequence[OverflowRisk], *, shown: int = 3) -> str:
     return text + "; ".join(map(str, pairs[:shown])) + ("; …" if len(pairs) > shown else "")
 
 
-def overflow_lines(here: Sequence[OverflowRisk], older: Sequence[OverflowRisk]) -> list[tuple[str, str]]:
-    """What is proved for this machine, and for x86 before VNNI where that is more: headings and sentences."""
-    accumulators = [str(r) for r in here if r.kind == "accumulator"]
-    said = accumulators[:6] + ["…"] * (len(accumulators) > 6) or [
-        "no accumulator can overflow, proved from the weights"
-    ]
+def overflow_lines(
+    here: Sequence[OverflowRisk], older: Sequence[OverflowRisk], accumulators: int | None = None
+) -> list[tuple[str, str]]:
+    """What is proved for this machine, and for x86 before VNNI where that is more: headings and sentences.
+
+    `accumulators` is the number of layers that sum integers; None where it is not known.
+    """
+    can = [str(r) for r in here if r.kind == "accumulator"]
+    said = can[:6] + ["…"] * (len(can) > 6) or [NO_ACCUMULATORS if accumulators == 0 else NO_OVERFLOW]
     if text := pair_text(here):
         said.append(f"{text}. {REMEDY}")
     lines = [("overflow", "; ".join(said))]

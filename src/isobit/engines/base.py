@@ -9,7 +9,7 @@ import onnx
 
 from isobit.core.arithmetic import Arithmetic
 from isobit.core.errors import ArtifactError, EngineError, UnsupportedError
-from isobit.core.onnx_file import first_line, read_onnx
+from isobit.core.onnx_file import first_line, graph_inputs, read_onnx
 from isobit.core.records import Kernel
 
 COMPUTES = frozenset(
@@ -116,17 +116,6 @@ def check_inputs(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> None:
         if not fits:
             shown = " × ".join(str(size) for size in sizes)
             raise EngineError(f"input {value.name!r} has to have the shape {shown}, got {array.shape}")
-
-
-def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller gives, without initializers that old files list among them."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in constants]
-
-
-def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The outputs of all QuantizeLinear nodes, in the order of the file: what to expose to compare integers."""
-    return tuple(node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
 
 
 def refused(engine: str, path: Path | str, error: Exception) -> EngineError:

@@ -13,8 +13,9 @@ import onnx
 
 from isobit.core.arithmetic import FLOAT32_NEON, FLOAT32_PAIRS, FLOAT32_VNNI, Arithmetic
 from isobit.core.errors import MissingExtraError
+from isobit.core.onnx_file import graph_inputs
 from isobit.core.records import Kernel
-from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, graph_inputs, read_model, refused
+from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, read_model, refused
 from isobit.engines.instruction_set import instruction_set, saturates_pairs
 
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})

@@ -1,48 +1,43 @@
 """Exporters: deployed networks as files. A new one costs a file and a line in this table."""
 
-from isobit.export.aimet import Aimet, AimetLists
-from isobit.export.ascend_record import AscendRecord
+from collections.abc import Callable
+
+from isobit.export.aimet import aimet_0_6, aimet_1_0
+from isobit.export.ascend_record import ascend
 from isobit.export.encodings import Encoding, ReadBack
 from isobit.export.litert import LiteRtFile
-from isobit.export.mnn_parameters import MnnParameters
-from isobit.export.ncnn_table import NcnnTable
+from isobit.export.mnn_parameters import mnn
+from isobit.export.ncnn_table import ncnn
+from isobit.export.nnie_parameters import nnie
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
 from isobit.export.protocol import Exporter, Reader
 from isobit.export.qoperator import OnnxQOperator
-from isobit.export.signed_qdq import TensorRtQdq, VitisQdq
-from isobit.export.tengine_scales import TengineScales
-from isobit.export.tensorrt_text import TensorRtCache, TensorRtRanges
+from isobit.export.signed_qdq import tensorrt, vitis_ai
+from isobit.export.tengine_scales import tengine
+from isobit.export.tensorrt_text import tensorrt_cache, tensorrt_ranges
 
-EXPORTERS: dict[str, type[Exporter]] = {
+READERS: dict[str, Callable[[], Reader]] = {
+    "openvino": OpenVinoIr,
+    "tensorrt": tensorrt,
+    "tensorrt-cache": tensorrt_cache,
+    "tensorrt-ranges": tensorrt_ranges,
+    "aimet": aimet_0_6,
+    "aimet-1.0": aimet_1_0,
+    "ascend": ascend,
+    "ncnn": ncnn,
+    "mnn": mnn,
+    "tengine": tengine,
+    "nnie": nnie,
+    "vitis-ai": vitis_ai,
+}
+"""Exporters for vendors' tools, which read their own files: what those tools find in them."""
+
+EXPORTERS: dict[str, Callable[[], Exporter]] = {
     "onnx": OnnxQdq,
     "litert": LiteRtFile,
     "onnx-qoperator": OnnxQOperator,
-    "openvino": OpenVinoIr,
-    "tensorrt": TensorRtQdq,
-    "tensorrt-cache": TensorRtCache,
-    "tensorrt-ranges": TensorRtRanges,
-    "aimet": Aimet,
-    "aimet-1.0": AimetLists,
-    "ascend": AscendRecord,
-    "ncnn": NcnnTable,
-    "mnn": MnnParameters,
-    "tengine": TengineScales,
-    "vitis-ai": VitisQdq,
-}
-
-READERS: dict[str, type[Reader]] = {
-    "openvino": OpenVinoIr,
-    "tensorrt": TensorRtQdq,
-    "tensorrt-cache": TensorRtCache,
-    "tensorrt-ranges": TensorRtRanges,
-    "aimet": Aimet,
-    "aimet-1.0": AimetLists,
-    "ascend": AscendRecord,
-    "ncnn": NcnnTable,
-    "mnn": MnnParameters,
-    "tengine": TengineScales,
-    "vitis-ai": VitisQdq,
+    **READERS,
 }
 
 __all__ = [

@@ -13,17 +13,13 @@ of SNPE takes encodings of biases was not tried.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.export.beside import export_beside, parsed, read_beside, to_text
+from isobit.export.beside import to_text
 from isobit.export.encodings import (
     Encoding,
     Encodings,
@@ -36,73 +32,24 @@ from isobit.export.encodings import (
     with_axes,
 )
 from isobit.export.float_network import FloatNetwork, whole_tensors
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
 SUFFIX = ".encodings"
 WHAT = "a file of AIMET encodings"
 KINDS = ("activation_encodings", "param_encodings")
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Aimet:
-    """Settings of the exporter for AIMET's encodings, version 0.6.1."""
-
-    format: str = "aimet"
-    opset: int = 17
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.encodings; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_by_name,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings and the integers that follow; raises ArtifactError."""
-        program, texts = read_beside(path, format=self.format)
-        held = parsed(path, texts[SUFFIX])
-        activations, parameters = ({name: _encoding(entries) for name, entries in held[k].items()} for k in KINDS)
-        return _read(program, activations, parameters)
+def aimet_0_6() -> VendorFormat:
+    """AIMET's net.encodings, version 0.6.1, beside net.onnx in floats."""
+    return VendorFormat(format="aimet", what=WHAT, opset=17, suffix=SUFFIX, write=_by_name, read=_read_names)
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AimetLists:
-    """Settings of the exporter for AIMET's encodings, version 1.0.0: lists, without minimum and maximum."""
-
-    format: str = "aimet-1.0"
-    opset: int = 17
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.encodings; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_in_lists,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings and the integers that follow; raises ArtifactError."""
-        program, texts = read_beside(path, format=self.format)
-        held = parsed(path, texts[SUFFIX])
-        activations, parameters = ({e["name"]: _from_lists(e) for e in held[k]} for k in KINDS)
-        return _read(program, activations, parameters)
+def aimet_1_0() -> VendorFormat:
+    """The same, version 1.0.0: lists, without minimum and maximum."""
+    return VendorFormat(format="aimet-1.0", what=WHAT, opset=17, suffix=SUFFIX, write=_in_lists, read=_read_lists)
 
 
-def _by_name(network: FloatNetwork) -> tuple[str, tuple[str, ...]]:
+def _by_name(network: FloatNetwork) -> Text:
     activations, parameters = _encodings(network)
     value = {
         "version": "0.6.1",
@@ -112,7 +59,7 @@ def _by_name(network: FloatNetwork) -> tuple[str, tuple[str, ...]]:
     return to_text(value), ()
 
 
-def _in_lists(network: FloatNetwork) -> tuple[str, tuple[str, ...]]:
+def _in_lists(network: FloatNetwork) -> Text:
     activations, parameters = _encodings(network)
     for name, encoding in activations.items():
         if encoding.narrow and not encoding.non_negative:
@@ -190,9 +137,21 @@ def _from_lists(entry: dict[str, Any]) -> Encoding:
     return from_offset(bits=entry["bw"], scale=scale, offset=offset, symmetric=entry["is_sym"])
 
 
-def _read(program: ir.Model, activations: dict[str, Encoding], parameters: dict[str, Encoding]) -> ReadBack:
-    biases = {layer.bias for layer in layers(program.graph)}
-    weights = with_axes(program.graph, {name: e for name, e in parameters.items() if name not in biases})
-    found = read_integers(program.graph, Encodings(activations=activations, weights=weights))
-    own = {name: parameters[name].integers(array(program.graph, name)) for name in parameters if name in biases}
+def _read_names(held: Held) -> ReadBack:
+    found = held.json()
+    activations, parameters = ({name: _encoding(entries) for name, entries in found[k].items()} for k in KINDS)
+    return _read(held.graph, activations, parameters)
+
+
+def _read_lists(held: Held) -> ReadBack:
+    found = held.json()
+    activations, parameters = ({e["name"]: _from_lists(e) for e in found[k]} for k in KINDS)
+    return _read(held.graph, activations, parameters)
+
+
+def _read(graph: ir.Graph, activations: dict[str, Encoding], parameters: dict[str, Encoding]) -> ReadBack:
+    biases = {layer.bias for layer in layers(graph)}
+    weights = with_axes(graph, {name: e for name, e in parameters.items() if name not in biases})
+    found = read_integers(graph, Encodings(activations=activations, weights=weights))
+    own = {name: parameters[name].integers(array(graph, name)) for name in parameters if name in biases}
     return ReadBack(activations=activations, weights=weights, integers={**found.integers, **own})

@@ -14,63 +14,22 @@ that go beyond what AMCT takes. AMCT was not run.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import final
 
 import numpy as np
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.export.beside import export_beside, read_beside
 from isobit.export.encodings import Encoding, Encodings, ReadBack, from_offset, read_integers, with_axes
 from isobit.export.float_network import FloatNetwork
 from isobit.export.per_layer import QuantizedLayer, layer_names, quantized_layers
-
-SUFFIX, WHAT = ".txt", "AMCT's record"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AscendRecord:
-    """Settings of the exporter for AMCT's records."""
-
-    format: str = "ascend"
-    opset: int = 11
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.txt; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_records,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of layers' inputs and weights, and the integers that follow; raises ArtifactError."""
-        program, texts = read_beside(path, format=self.format)
-        named = layer_names(program.graph)
-        activations, weights = {}, {}
-        for name, fields in _parse(texts[SUFFIX]):
-            if name not in named or not fields.keys() >= {"scale_d", "offset_d", "scale_w", "offset_w"}:
-                raise ArtifactError(
-                    f"the record of {name!r} beside {path} is incomplete, or of no layer of the network"
-                )
-            activations[named[name].x] = _encoding(fields["scale_d"], fields["offset_d"])
-            weights[named[name].weight] = _encoding(fields["scale_w"], fields["offset_w"])
-        return read_integers(
-            program.graph, Encodings(activations=activations, weights=with_axes(program.graph, weights))
-        )
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
 
-def _records(network: FloatNetwork) -> tuple[str, list[str]]:
+def ascend() -> VendorFormat:
+    """AMCT's record net.txt beside net.onnx in floats."""
+    return VendorFormat(format="ascend", what="AMCT's record", opset=11, suffix=".txt", write=_records, read=_read)
+
+
+def _records(network: FloatNetwork) -> Text:
     blocks, shifted, per_channel = [], [], []
     for q in quantized_layers(network):
         blocks.append(_record(q))
@@ -86,6 +45,20 @@ def _records(network: FloatNetwork) -> tuple[str, list[str]]:
             f"AMCT's documentation allows scales per channel for Conv2d alone; also here: {_list(per_channel)}"
         )
     return "".join(blocks), notes
+
+
+def _read(held: Held) -> ReadBack:
+    """The encodings of layers' inputs and weights, and the integers that follow."""
+    named = layer_names(held.graph)
+    activations, weights = {}, {}
+    for name, fields in _parse(held.text):
+        if name not in named or not fields.keys() >= {"scale_d", "offset_d", "scale_w", "offset_w"}:
+            raise ArtifactError(
+                f"the record of {name!r} beside {held.path} is incomplete, or of no layer of the network"
+            )
+        activations[named[name].x] = _encoding(fields["scale_d"], fields["offset_d"])
+        weights[named[name].weight] = _encoding(fields["scale_w"], fields["offset_w"])
+    return read_integers(held.graph, Encodings(activations=activations, weights=with_axes(held.graph, weights)))
 
 
 def _record(q: QuantizedLayer) -> str:

@@ -2,21 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, artifact_of
 from isobit.core.errors import ArtifactError, SettingError
-from isobit.core.files import atomic_path, check_writable, sha256_of_file
-from isobit.export.float_network import FloatNetwork, float_network
+from isobit.core.files import atomic_path, check_writable
 from isobit.export.opset import at_opset
 
 BESIDE = "isobit.beside"
@@ -36,68 +33,31 @@ def check_places(path: Path, suffixes: Sequence[str], *, instead: str = ".onnx")
 
 
 def write_beside(
-    network: FloatNetwork,
+    program: ir.Model,
     path: Path,
     files: Mapping[str, str],
     *,
     format: str,
     opset: int | None,
-    metadata: Mapping[str, str] | None,
+    metadata: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Artifact:
     """Write the network and `files`, texts by suffix; all of them appear or none.
 
-    `opset` is what the vendor's tool reads; a network with ops that it does not have keeps its own, and a note says so.
+    `metadata` holds isobit's own; the names of the files are added to it. `opset` is what the vendor's tool reads; a
+    network with ops that it does not have keeps its own, and a note says so.
     """
     contents = {path.with_suffix(suffix): text.encode() for suffix, text in files.items()}
     hashes = {place.name: hashlib.sha256(content).hexdigest() for place, content in contents.items()}
-    own = {
-        "isobit.version": version("isobit"),
-        "isobit.target": network.target,
-        "isobit.format": format,
-        "isobit.integers_sha256": network.integers_sha256,
-        BESIDE: json.dumps(hashes, sort_keys=True),
-    }
-    program, lowered = at_opset(network.program, opset)
-    program.metadata_props.update({**(metadata or {}), **own})
+    held = {**metadata, BESIDE: json.dumps(hashes, sort_keys=True)}
+    program, lowered = at_opset(program, opset)
+    program.metadata_props.update(held)
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         for place, content in contents.items():
             stack.enter_context(atomic_path(place)).write_bytes(content)
         ir.save(program, temporary)
-    return Artifact(
-        path=path,
-        format=format,
-        target=network.target,
-        sha256=sha256_of_file(path),
-        integers_sha256=network.integers_sha256,
-        metadata={**(metadata or {}), **own},
-        beside=tuple(contents),
-        notes=(*notes, *lowered),
-    )
-
-
-def export_beside(
-    model: fx.GraphModule,
-    path: str | Path,
-    *,
-    example: tuple[Tensor, ...],
-    metadata: Mapping[str, str] | None,
-    format: str,
-    opset: int | None,
-    suffix: str,
-    what: str,
-    text: Callable[[FloatNetwork], tuple[str, Sequence[str]]],
-) -> Artifact:
-    """Write a prepared model as a float network and one file beside it: its text, and notes, by `text`.
-
-    `what` names the format in error texts. Raises UnsupportedError or OutputError.
-    """
-    path = Path(path)
-    check_places(path, [suffix])
-    network = float_network(model, example, what=what)
-    content, notes = text(network)
-    return write_beside(network, path, {suffix: content}, format=format, opset=opset, metadata=metadata, notes=notes)
+    return artifact_of(path, format=format, metadata=held, beside=tuple(contents), notes=(*notes, *lowered))
 
 
 def read_beside(path: str | Path, *, format: str) -> tuple[ir.Model, dict[str, str]]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isobit.core.errors import UnsupportedError
+from isobit.export.octaves import Octaves
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Ops whose second input is a weight and whose third is a bias."""
@@ -87,8 +88,8 @@ class ReadBack:
     `activations` holds what the format states: all tensors, or the inputs of layers alone.
     """
 
-    activations: Mapping[str, Encoding]
-    weights: Mapping[str, Encoding]
+    activations: Mapping[str, Encoding | Octaves]
+    weights: Mapping[str, Encoding | Octaves]
     integers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

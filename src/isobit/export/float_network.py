@@ -4,7 +4,7 @@ It is made from the deployed network by taking each QuantizeLinear and Dequantiz
 rounds its weights and biases by the encodings finds the same integers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,21 @@ from torch import Tensor, fx, nn
 
 from isobit.core.errors import UnsupportedError
 from isobit.core.granularity import PerChannel, PerTensor, axis_of
+from isobit.core.grid import Geometric
 from isobit.core.qparams import QParams
 from isobit.export.encodings import WEIGHTED, Encoding, Encodings
+from isobit.export.octaves import Octaves, octaves_of, take_logarithms
 from isobit.export.onnx_qdq import to_onnx
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers
+from isobit.graph.convert import clamped_biases, convert, hash_integers
 from isobit.graph.deployed import CodebookWeight, IntegerWeight
-from isobit.graph.deployed_activations import ActivationQuantizer, DynamicActivationQuantizer, LevelQuantizer
+from isobit.graph.deployed_activations import (
+    ActivationQuantizer,
+    DynamicActivationQuantizer,
+    GeometricQuantizer,
+    LevelQuantizer,
+)
+from isobit.graph.deployed_float16 import Float16Quantizer, Float16Weight
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 
@@ -35,24 +43,33 @@ class FloatNetwork:
     """An ONNX graph of floats, and the grids of its tensors by their names in it.
 
     `partly` are tensors that some op reads in float too: a residual branch, where the target quantizes the inputs of
-    layers alone. `moved` are those that hold values of a quantized tensor in another order or shape.
+    layers alone. `moved` are those that hold values of a quantized tensor in another order or shape. `octaves` are the
+    grids of activations that have no encoding, since they are logarithmic. `notes` are on what every file of it lacks.
     """
 
     program: ir.Model
     encodings: Encodings
+    octaves: Mapping[str, Octaves]
     partly: frozenset[str]
     moved: frozenset[str]
     target: str
     integers_sha256: str
+    notes: tuple[str, ...]
 
 
-def float_network(model: fx.GraphModule, example: tuple[Tensor, ...], *, what: str) -> FloatNetwork:
+def float_network(
+    model: fx.GraphModule, example: tuple[Tensor, ...], *, what: str, logarithms: bool = False
+) -> FloatNetwork:
     """The float network of a prepared model and its encodings; `what` is the format, for error texts.
 
-    Raises UnsupportedError for grids that are not uniform, for groups of weights and for dynamic ranges.
+    Raises UnsupportedError for grids that are not uniform, or with `logarithms` for those that are; for groups of
+    weights and for dynamic ranges.
     """
     deployed = convert(model)
-    _check(deployed, what)
+    integers_sha256 = hash_integers(deployed)
+    if logarithms:
+        take_logarithms(deployed, what)
+    _check(deployed, what, "logarithms" if logarithms else "uniform grids")
     program = to_onnx(deployed, example)
     tidy(program, layers=set(names(model.graph).values()))
     outputs = [str(value.name) for value in program.graph.outputs]
@@ -61,23 +78,26 @@ def float_network(model: fx.GraphModule, example: tuple[Tensor, ...], *, what: s
     moved = _moved(program.graph, activations)
     _forget_unused(program.graph)
     _name_all(program.graph, outputs)
+    grids = {str(value.name): grid for value, grid in activations.items()}
     return FloatNetwork(
         program=program,
         encodings=Encodings(
-            activations={str(value.name): encoding for value, encoding in activations.items()},
+            activations={name: grid for name, grid in grids.items() if isinstance(grid, Encoding)},
             weights={str(value.name): encoding for value, encoding in weights.items()},
         ),
+        octaves={name: grid for name, grid in grids.items() if isinstance(grid, Octaves)},
         partly=frozenset(str(value.name) for value in partly),
         moved=frozenset(str(value.name) for value in moved),
         target=preparation(model).profile.name,
-        integers_sha256=hash_integers(deployed),
+        integers_sha256=integers_sha256,
+        notes=clamped_biases(deployed),
     )
 
 
-def _check(deployed: nn.Module, what: str) -> None:
+def _check(deployed: nn.Module, what: str, grids: str) -> None:
     for name, module in deployed.named_modules():
-        if isinstance(module, (CodebookWeight, LevelQuantizer)):
-            raise UnsupportedError(f"{name}: {what} holds uniform grids alone: export to the format onnx")
+        if isinstance(module, (CodebookWeight, LevelQuantizer, GeometricQuantizer, Float16Weight, Float16Quantizer)):
+            raise UnsupportedError(f"{name}: {what} holds {grids} alone: export to the format onnx")
         if isinstance(module, DynamicActivationQuantizer):
             raise UnsupportedError(f"{name}: {what} holds no dynamic ranges: export to the format onnx")
         if isinstance(module, IntegerWeight) and module.block:
@@ -110,7 +130,7 @@ def _float_constants(graph: ir.Graph, deployed: nn.Module) -> dict[ir.Value, Enc
 
 def _float_activations(
     graph: ir.Graph, deployed: nn.Module, what: str
-) -> tuple[dict[ir.Value, Encoding], set[ir.Value]]:
+) -> tuple[dict[ir.Value, Encoding | Octaves], set[ir.Value]]:
     """Take the quantizers of activations out; their encodings, and which tensors are read in float too."""
     # As above: quantizers that are equal in all of these make the same integers.
     known = {
@@ -118,7 +138,7 @@ def _float_activations(
         for m in deployed.modules()
         if isinstance(m, ActivationQuantizer)
     }
-    found: dict[ir.Value, Encoding] = {}
+    found: dict[ir.Value, Encoding | Octaves] = {}
     partly: set[ir.Value] = set()
     for quantize in [n for n in graph if n.op_type == "QuantizeLinear"]:
         chain = list(_chain(quantize))
@@ -130,7 +150,7 @@ def _float_activations(
             x = _capped(graph, x, k * module.scale.numpy(), quantize)
         elif x.is_graph_output() or any(reader.op_type not in NOT_FLOAT for reader, _ in x.uses()):
             partly.add(x)
-        encoding = encoding_of(module.declared, 0, non_negative=module.low >= int(module.zero_point))
+        encoding = _grid_of(module)
         if x in found and not _same(found[x], encoding):
             raise UnsupportedError(f"{quantize.name}: {what} holds one grid for a tensor, and this one has two")
         found[x] = encoding
@@ -140,7 +160,13 @@ def _float_activations(
     return found, partly
 
 
-def _moved(graph: ir.Graph, found: dict[ir.Value, Encoding]) -> set[ir.Value]:
+def _grid_of(module: ActivationQuantizer) -> Encoding | Octaves:
+    if isinstance(grid := module.declared.scheme.grid, Geometric):
+        return octaves_of(module.declared.scale, grid, module.declared.scheme.bits)
+    return encoding_of(module.declared, 0, non_negative=module.low >= int(module.zero_point))
+
+
+def _moved(graph: ir.Graph, found: dict[ir.Value, Encoding | Octaves]) -> set[ir.Value]:
     """Give tensors that ops move the encoding of what they move; returns them."""
     moved: set[ir.Value] = set()
     for node in graph:
@@ -171,7 +197,7 @@ def _stored(quantize: ir.Node, chain: list[ir.Node]) -> tuple[bytes, bytes, int,
     """What tells quantizers apart: scale, zero point and the levels that a Clip leaves."""
     scale, zero_point = (_constant(value) for value in quantize.inputs[1:3])
     assert scale is not None and zero_point is not None
-    low, high = (-128, 127) if zero_point.dtype == np.int8 else (0, 255)
+    low, high = np.iinfo(zero_point.dtype).min, np.iinfo(zero_point.dtype).max
     for node in chain:
         if node.op_type == "Clip":
             ends = [_constant(value) for value in node.inputs[1:3]]
@@ -247,7 +273,9 @@ def _key(*tensors: Tensor) -> tuple[bytes, ...]:
     return tuple(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
 
 
-def _same(a: Encoding, b: Encoding) -> bool:
+def _same(a: Encoding | Octaves, b: Encoding | Octaves) -> bool:
+    if isinstance(a, Octaves) or isinstance(b, Octaves):
+        return a == b
     return a.bits == b.bits and all(
         np.array_equal(x, y) for x, y in ((a.scale, b.scale), (a.lowest, b.lowest), (a.highest, b.highest))
     )

@@ -21,7 +21,6 @@ class QuantizedGemm:
     """
 
     node: ir.Node
-    x: ir.Value
     reshape: ir.Node | None
     dequantize: ir.Node
     name: str
@@ -29,6 +28,13 @@ class QuantizedGemm:
     scale: np.ndarray
     zero_point: np.ndarray
     block: int
+
+    @property
+    def x(self) -> ir.Value:
+        """The input, before a reshape that is undone behind; another value once what makes it was replaced."""
+        x = _given(self.node.inputs[0])
+        before = x.producer()
+        return x if self.reshape is None or before is None else _given(before.inputs[0])
 
     @property
     def bias(self) -> ir.Value | None:
@@ -48,25 +54,25 @@ def quantized_gemms(graph: ir.Graph) -> Iterator[QuantizedGemm]:
         q, scale, zero_point = (c.numpy() for c in constants if c is not None)
         block = producer.attributes["block_size"].as_int() if "block_size" in producer.attributes else 0
         name = str(_given(producer.inputs[0]).name)
-        yield QuantizedGemm(node, *_without_reshapes(node), producer, name, q, scale, zero_point, block)
+        yield QuantizedGemm(node, _undone(node), producer, name, q, scale, zero_point, block)
 
 
-def _without_reshapes(gemm: ir.Node) -> tuple[ir.Value, ir.Node | None]:
-    """What goes into a Gemm, before a reshape of its leading dimensions, and the reshape that undoes that one."""
+def _undone(gemm: ir.Node) -> ir.Node | None:
+    """The reshape that undoes, behind a Gemm, the one of leading dimensions in front of it; None without them."""
     x, last = _given(gemm.inputs[0]), gemm
     before = x.producer()
     if before is None or before.op_type != "Reshape":
-        return x, None
+        return None
     while (reader := _only_reader(last)) is not None and reader.op_type in KEEPS_SHAPE:
         last = reader
     source = _given(before.inputs[0])
     if reader is None or reader.op_type != "Reshape":
-        return x, None
+        return None
     shapes = [value.shape for value in (x, source, reader.outputs[0])]
     if any(shape is None for shape in shapes):
-        return x, None
+        return None
     flat, wide, back = (list(shape) for shape in shapes if shape is not None)
-    return (source, reader) if wide[:-1] == back[:-1] and wide[-1] == flat[-1] else (x, None)
+    return reader if wide[:-1] == back[:-1] and wide[-1] == flat[-1] else None
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

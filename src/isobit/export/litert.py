@@ -14,9 +14,9 @@ import onnx
 from torch import Tensor, fx
 
 from isobit.core.arithmetic import XNNPACK
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, artifact_of
 from isobit.core.errors import MissingExtraError, UnsupportedError
-from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.core.files import atomic_path, check_writable
 from isobit.core.litert_file import missing, serialized
 from isobit.export.litert_graph import Call, Translation, lowered, needed, static_shapes
 from isobit.export.litert_ops import INTEGER, OPS
@@ -60,14 +60,7 @@ class LiteRtFile:
         data = serialized(translate(source, artifact.metadata))
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
-        return Artifact(
-            path=path,
-            format=self.format,
-            target=artifact.target,
-            sha256=sha256_of_file(path),
-            integers_sha256=artifact.integers_sha256,
-            metadata=artifact.metadata,
-        )
+        return artifact_of(path, format=self.format, metadata=artifact.metadata, notes=artifact.notes)
 
 
 def translate(source: onnx.ModelProto, metadata: dict[str, str]) -> Any:

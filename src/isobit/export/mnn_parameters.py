@@ -12,62 +12,27 @@ several operators ... should be considered as a single layer"). MNNConvert was n
 the network.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import UnsupportedError
-from isobit.export.beside import export_beside, parsed, read_beside, to_text
+from isobit.export.beside import to_text
 from isobit.export.encodings import Encoding, Encodings, ReadBack, read_integers, with_axes
 from isobit.export.float_network import MOVES, FloatNetwork
 from isobit.export.per_layer import QuantizedLayer, quantized_layers
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
-SUFFIX, WHAT = ".json", "MNN"
 FUSED = frozenset({"Relu", "Clip", "Min"})
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MnnParameters:
-    """Settings of the exporter for MNN's compression parameters."""
-
-    format: str = "mnn"
-    opset: int = 13
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.json; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_parameters,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of layers' inputs, outputs and weights, and the integers that follow; raises ArtifactError."""
-        program, texts = read_beside(path, format=self.format)
-        (algorithm,) = parsed(path, texts[SUFFIX])["pipeline"]["algo"]
-        activations: dict[str, Encoding] = {}
-        weights: dict[str, Encoding] = {}
-        for layer in algorithm["quant_params"]["layer"]:
-            activations |= {e["name"]: _encoding(e) for e in (*layer["input"], *layer["output"])}
-            weights |= {e["name"]: _encoding(e) for e in layer["weight"]}
-        return read_integers(
-            program.graph, Encodings(activations=activations, weights=with_axes(program.graph, weights))
-        )
+def mnn() -> VendorFormat:
+    """MNN's net.json beside net.onnx in floats."""
+    return VendorFormat(format="mnn", what="MNN", opset=13, suffix=".json", write=_parameters, read=_read)
 
 
-def _parameters(network: FloatNetwork) -> tuple[str, list[str]]:
+def _parameters(network: FloatNetwork) -> Text:
     weighted = {q.name: q for q in quantized_layers(network)}
     found = []
     for node in network.program.graph:
@@ -80,6 +45,17 @@ def _parameters(network: FloatNetwork) -> tuple[str, list[str]]:
     left = [name for name in network.encodings.activations if name not in covered]
     notes = [f"MNN's file has no place for the grids of {', '.join(left)}"] if left else []
     return to_text({"pipeline": value}), notes
+
+
+def _read(held: Held) -> ReadBack:
+    """The encodings of layers' inputs, outputs and weights, and the integers that follow."""
+    (algorithm,) = held.json()["pipeline"]["algo"]
+    activations: dict[str, Encoding] = {}
+    weights: dict[str, Encoding] = {}
+    for layer in algorithm["quant_params"]["layer"]:
+        activations |= {e["name"]: _encoding(e) for e in (*layer["input"], *layer["output"])}
+        weights |= {e["name"]: _encoding(e) for e in layer["weight"]}
+    return read_integers(held.graph, Encodings(activations=activations, weights=with_axes(held.graph, weights)))
 
 
 def _layer(network: FloatNetwork, q: QuantizedLayer) -> dict[str, Any]:

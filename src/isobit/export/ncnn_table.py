@@ -12,65 +12,24 @@ of a depthwise convolution); https://github.com/Tencent/ncnn/wiki/quantized-int8
 (onnx2ncnn, pnnx) gives the layers the names of the ONNX nodes; ncnn2int8 is not in ncnn's package and was not run.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import final
-
 import numpy as np
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.export.beside import export_beside, read_beside
 from isobit.export.encodings import Encodings, ReadBack, check_symmetric_bytes, read_integers, symmetric_bytes
 from isobit.export.float_network import FloatNetwork
 from isobit.export.per_layer import group, layer_names, quantized_layers
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
-SUFFIX, WHAT = ".table", "ncnn"
+WHAT = "ncnn"
 KEY = "_param_0"
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NcnnTable:
-    """Settings of the exporter for ncnn's tables."""
-
-    format: str = "ncnn"
-    opset: int = 13
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.table; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_table,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of layers' inputs and weights, and the integers that follow; raises ArtifactError."""
-        program, texts = read_beside(path, format=self.format)
-        named = layer_names(program.graph)
-        activations, weights = {}, {}
-        for line in texts[SUFFIX].splitlines():
-            key, *numbers = line.split()
-            name = key.removesuffix(KEY)
-            if name not in named or not numbers:
-                raise ArtifactError(f"the table beside {path} has a line for {name!r}, and the network no such layer")
-            scales = np.float32(1) / np.array([float(n) for n in numbers], np.float32)
-            if key.endswith(KEY):
-                weights[named[name].weight] = symmetric_bytes(scales, lowest=-127)
-            else:
-                activations[named[name].x] = symmetric_bytes(scales[0], lowest=-127)
-        return read_integers(program.graph, Encodings(activations=activations, weights=weights))
+def ncnn() -> VendorFormat:
+    """ncnn's net.table beside net.onnx in floats."""
+    return VendorFormat(format="ncnn", what=WHAT, opset=13, suffix=".table", write=_table, read=_read)
 
 
-def _table(network: FloatNetwork) -> tuple[str, list[str]]:
+def _table(network: FloatNetwork) -> Text:
     check_symmetric_bytes(network.encodings, lowest=-127, what=WHAT)
     weights, inputs, left = [], [], []
     for name, encoding in ((q.name, q) for q in quantized_layers(network)):
@@ -91,6 +50,23 @@ def _table(network: FloatNetwork) -> tuple[str, list[str]]:
         inputs.append(f"{name} {_factor(encoding.x.scale)}")
     notes = [f"ncnn computes {', '.join(left)} in float: its int8 has no such layer"] if left else []
     return "\n".join([*weights, *inputs, ""]), notes
+
+
+def _read(held: Held) -> ReadBack:
+    """The encodings of layers' inputs and weights, and the integers that follow."""
+    named = layer_names(held.graph)
+    activations, weights = {}, {}
+    for line in held.text.splitlines():
+        key, *numbers = line.split()
+        name = key.removesuffix(KEY)
+        if name not in named or not numbers:
+            raise ArtifactError(f"the table beside {held.path} has a line for {name!r}, and the network no such layer")
+        scales = np.float32(1) / np.array([float(n) for n in numbers], np.float32)
+        if key.endswith(KEY):
+            weights[named[name].weight] = symmetric_bytes(scales, lowest=-127)
+        else:
+            activations[named[name].x] = symmetric_bytes(scales[0], lowest=-127)
+    return read_integers(held.graph, Encodings(activations=activations, weights=weights))
 
 
 def _factor(scale: np.ndarray) -> str:

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -17,9 +16,9 @@ from onnx import numpy_helper
 from onnxscript import opset21 as op
 from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, artifact_of, own_metadata
 from isobit.core.errors import IsobitError, UnsupportedError
-from isobit.core.files import atomic_path, check_writable, sha256_of_file
+from isobit.core.files import atomic_path, check_writable
 from isobit.core.float16 import SMALLEST_NORMAL
 from isobit.core.grid import LARGEST_FLOAT16
 from isobit.export.blockwise import write_blockwise
@@ -27,7 +26,7 @@ from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
 from isobit.export.packing import pack_weights, write_casts, write_look_ups
 from isobit.export.tidy import tidy
-from isobit.graph.convert import Levels, convert, hash_integers, levels
+from isobit.graph.convert import Levels, clamped_biases, convert, hash_integers, levels
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 from isobit.targets import DequantizeLinear, MatMulInteger, MatMulNBits
@@ -67,22 +66,11 @@ class OnnxQdq:
         left = _write_form(program, profile.form, levels(deployed))
         if self.packed:
             pack_weights(program, left)
-        own = {
-            "isobit.version": _version(),
-            "isobit.target": profile.name,
-            "isobit.integers_sha256": hash_integers(deployed),
-        }
-        program.metadata_props.update({**(metadata or {}), **own})
+        held = own_metadata(metadata, target=profile.name, integers_sha256=hash_integers(deployed))
+        program.metadata_props.update(held)
         with atomic_path(path) as temporary:
             ir.save(program, temporary)
-        return Artifact(
-            path=path,
-            format=self.format,
-            target=profile.name,
-            sha256=sha256_of_file(path),
-            integers_sha256=own["isobit.integers_sha256"],
-            metadata={**(metadata or {}), **own},
-        )
+        return artifact_of(path, format=self.format, metadata=held, notes=clamped_biases(deployed))
 
 
 def _write_form(program: ir.Model, form: Form, levels: Mapping[str, Levels]) -> Mapping[str, Levels]:
@@ -249,7 +237,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _version() -> str:
-    return version("isobit")

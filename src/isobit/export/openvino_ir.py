@@ -15,7 +15,6 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -23,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, artifact_of, own_metadata
 from isobit.core.errors import ArtifactError, MissingExtraError
-from isobit.core.files import atomic_path, sha256_of_file
+from isobit.core.files import atomic_path
 from isobit.export.beside import check_places
 from isobit.export.encodings import Encoding, ReadBack, array, from_offset
 from isobit.export.float_network import FloatNetwork, float_network, whole_tensors
@@ -54,13 +53,10 @@ class OpenVinoIr:
         check_places(path, [WEIGHTS], instead=".xml")
         network = float_network(model, example, what="OpenVINO's IR")
         written = _with_quantizers(network)
-        own = {
-            "isobit.version": version("isobit"),
-            "isobit.target": network.target,
-            "isobit.format": self.format,
-            "isobit.integers_sha256": network.integers_sha256,
-        }
-        for key, value in {**(metadata or {}), **own}.items():
+        held = own_metadata(
+            metadata, target=network.target, integers_sha256=network.integers_sha256, format=self.format
+        )
+        for key, value in held.items():
             written.set_rt_info(value, key.split(".", 1))
         weights = path.with_suffix(WEIGHTS)
         with ExitStack() as stack:
@@ -69,10 +65,7 @@ class OpenVinoIr:
             _openvino().serialize(written, folder / "net.xml", folder / "net.bin")  # it insists on these suffixes
             for place, suffix in zip(temporary, (".xml", ".bin"), strict=True):
                 shutil.copyfile(folder / f"net{suffix}", place)
-        return Artifact(
-            path=path, format=self.format, target=network.target, sha256=sha256_of_file(path),
-            integers_sha256=network.integers_sha256, metadata={**(metadata or {}), **own}, beside=(weights,),
-        )  # fmt: skip
+        return artifact_of(path, format=self.format, metadata=held, beside=(weights,), notes=network.notes)
 
     def read_back(self, path: str | Path) -> ReadBack:
         """The encodings and integers of the IR; raises ArtifactError."""

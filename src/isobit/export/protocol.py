@@ -27,7 +27,7 @@ class Exporter(Protocol):
         """Write the file; it holds the same integers as the model, and `metadata` beside isobit's own."""
 
 
-class Reader(Protocol):
+class Reader(Exporter, Protocol):
     """An exporter that reads its own files: what a vendor's tool finds in them."""
 
     def read_back(self, path: str | Path) -> ReadBack:

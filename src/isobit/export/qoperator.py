@@ -19,14 +19,13 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
+from isobit.core.artifact import Artifact, own_metadata
 from isobit.export.beside import check_places, write_beside
-from isobit.export.encodings import Encodings
-from isobit.export.float_network import MOVES, FloatNetwork
+from isobit.export.float_network import MOVES
 from isobit.export.linear_layers import forget_unused
 from isobit.export.onnx_qdq import to_onnx
 from isobit.export.tidy import tidy
-from isobit.graph.convert import convert, hash_integers
+from isobit.graph.convert import clamped_biases, convert, hash_integers
 from isobit.graph.insert import preparation
 from isobit.graph.names import names
 
@@ -56,12 +55,12 @@ class OnnxQOperator:
         program = to_onnx(deployed, example)
         tidy(program, layers=set(names(model.graph).values()))
         left = write_quantized_operators(program)
-        network = FloatNetwork(
-            program=program, encodings=Encodings(activations={}, weights={}), partly=frozenset(), moved=frozenset(),
-            target=preparation(model).profile.name, integers_sha256=hash_integers(deployed),
+        held = own_metadata(
+            metadata, target=preparation(model).profile.name, integers_sha256=hash_integers(deployed),
+            format=self.format,
         )  # fmt: skip
-        notes = [f"between float tensors: {', '.join(left)}"] if left else []
-        return write_beside(network, path, {}, format=self.format, opset=None, metadata=metadata, notes=notes)
+        notes = [*clamped_biases(deployed), *([f"between float tensors: {', '.join(left)}"] if left else [])]
+        return write_beside(program, path, {}, format=self.format, opset=None, metadata=held, notes=notes)
 
 
 class Integers(NamedTuple):

@@ -17,19 +17,13 @@ https://docs.amd.com/r/en-US/ug1414-vitis-ai/, and MQBench's Vitis backend. Assu
 that Vitis AI takes biases in float. Neither device was there to run a file.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import final
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor, fx
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.export.beside import check_places, read_beside, to_text, write_beside
+from isobit.export.beside import to_text
 from isobit.export.encodings import (
     Encoding,
     Encodings,
@@ -38,79 +32,47 @@ from isobit.export.encodings import (
     check_symmetric_bytes,
     symmetric_bytes,
 )
-from isobit.export.float_network import FloatNetwork, float_network, whole_tensors
+from isobit.export.float_network import FloatNetwork, whole_tensors
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorRtQdq:
-    """Settings of the exporter for TensorRT's explicit quantization."""
-
-    format: str = "tensorrt"
-    opset: int = 17
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write the file; raises UnsupportedError or OutputError."""
-        path = Path(path)
-        check_places(path, [])
-        network = float_network(model, example, what="TensorRT")
-        notes = _lowest_weights(network)
-        write_quantizers(network, what="TensorRT")
-        return write_beside(network, path, {}, format=self.format, opset=self.opset, metadata=metadata, notes=notes)
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings and integers; raises ArtifactError."""
-        program, _ = read_beside(path, format=self.format)
-        return read_quantizers(program.graph)
+def tensorrt() -> VendorFormat:
+    """TensorRT's explicit quantization: one file."""
+    return VendorFormat(
+        format="tensorrt", what="TensorRT", opset=17, write=_tensorrt, read=lambda held: read_quantizers(held.graph)
+    )
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VitisQdq:
-    """Settings of the exporter for Vitis AI."""
+def vitis_ai() -> VendorFormat:
+    """Vitis AI's net.onnx, and net.json with the positions."""
+    return VendorFormat(format="vitis-ai", what="Vitis AI", opset=17, suffix=".json", write=_vitis, read=_read_vitis)
 
-    format: str = "vitis-ai"
-    opset: int = 17
 
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx and net.json; raises UnsupportedError or OutputError."""
-        path = Path(path)
-        check_places(path, [".json"])
-        network = float_network(model, example, what="Vitis AI")
-        found, inputs = network.encodings, {str(value.name) for value in network.program.graph.inputs}
-        positions = {
-            "param": {name: [[e.bits, _position(name, e)]] for name, e in found.weights.items()},
-            "output": {n: [[e.bits, _position(n, e)]] for n, e in found.activations.items() if n not in inputs},
-            "input": {n: [[e.bits, _position(n, e)]] for n, e in found.activations.items() if n in inputs},
-        }
-        write_quantizers(network, what="Vitis AI")
-        return write_beside(
-            network, path, {".json": to_text(positions)}, format=self.format, opset=self.opset, metadata=metadata
-        )
+def _tensorrt(network: FloatNetwork) -> Text:
+    notes = _lowest_weights(network)
+    write_quantizers(network, what="TensorRT")
+    return "", notes
 
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings and integers of the ONNX file; raises ArtifactError, also where the positions differ."""
-        program, texts = read_beside(path, format=self.format)
-        read, held = read_quantizers(program.graph), json.loads(texts[".json"])
-        for kind, encodings in (("param", read.weights), ("output", read.activations), ("input", read.activations)):
-            for name, ((bits, position),) in held[kind].items():
-                if name in encodings and (bits, 2.0**-position) != (8, float(encodings[name].scale)):
-                    raise ArtifactError(f"{path} and the file beside it have different positions of {name}")
-        return read
+
+def _vitis(network: FloatNetwork) -> Text:
+    found, inputs = network.encodings, {str(value.name) for value in network.program.graph.inputs}
+    positions = {
+        "param": {name: [[e.bits, _position(name, e)]] for name, e in found.weights.items()},
+        "output": {n: [[e.bits, _position(n, e)]] for n, e in found.activations.items() if n not in inputs},
+        "input": {n: [[e.bits, _position(n, e)]] for n, e in found.activations.items() if n in inputs},
+    }
+    write_quantizers(network, what="Vitis AI")
+    return to_text(positions), ()
+
+
+def _read_vitis(held: Held) -> ReadBack:
+    """Of the ONNX file; raises ArtifactError where the positions differ."""
+    (found, _), positions = _encodings(held.graph), held.json()
+    for kind, encodings in (("param", found.weights), ("output", found.activations), ("input", found.activations)):
+        for name, ((bits, position),) in positions[kind].items():
+            if name in encodings and (bits, 2.0**-position) != (8, float(encodings[name].scale)):
+                raise ArtifactError(f"{held.path} and the file beside it have different positions of {name}")
+    return read_quantizers(held.graph)
 
 
 def write_quantizers(network: FloatNetwork, *, what: str) -> None:
@@ -164,6 +126,14 @@ def _quantize(graph: ir.Graph, x: ir.Value, encoding: Encoding) -> None:
 
 def read_quantizers(graph: ir.Graph) -> ReadBack:
     """The encodings of each QuantizeLinear, and the integers that those of weights, and of biases, make."""
+    found, behind = _encodings(graph)
+    integers = {name: encoding.integers(array(graph, name)) for name, encoding in found.weights.items()}
+    integers |= _biases(graph, found, behind)
+    return ReadBack(activations=found.activations, weights=found.weights, integers=integers)
+
+
+def _encodings(graph: ir.Graph) -> tuple[Encodings, dict[str, str]]:
+    """The encodings of each QuantizeLinear; and what stands behind a DequantizeLinear's result."""
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
     behind: dict[str, str] = {}
@@ -181,9 +151,7 @@ def read_quantizers(graph: ir.Graph) -> ReadBack:
         is_output = result in {str(value.name) for value in graph.outputs}
         behind[result] = result if is_output else x
         (weights if x in graph.initializers else activations)[behind[result]] = encoding
-    integers = {name: encoding.integers(array(graph, name)) for name, encoding in weights.items()}
-    integers |= _biases(graph, Encodings(activations=activations, weights=weights), behind)
-    return ReadBack(activations=activations, weights=weights, integers=integers)
+    return Encodings(activations=activations, weights=weights), behind
 
 
 def _biases(graph: ir.Graph, encodings: Encodings, behind: Mapping[str, str]) -> dict[str, np.ndarray]:

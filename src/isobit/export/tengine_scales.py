@@ -9,57 +9,21 @@ Sources: the `for_tengine.scale` of https://github.com/ModelTC/MQBench/blob/main
 https://github.com/OAID/Tengine/blob/tengine-lite/doc/docs_en/user_guides/quant_tool_int8.md. The tool was not run.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import final
-
-from torch import Tensor, fx
-
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError
-from isobit.export.beside import export_beside, read_beside
 from isobit.export.encodings import ReadBack, check_symmetric_bytes, symmetric_bytes
 from isobit.export.float_network import FloatNetwork, whole_tensors
 from isobit.export.own_rounding import rounded_otherwise
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
-SUFFIX, WHAT = ".scale", "Tengine"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TengineScales:
-    """Settings of the exporter for Tengine's scale files."""
-
-    format: str = "tengine"
-    opset: int = 11
-
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.scale; raises UnsupportedError or OutputError."""
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=SUFFIX,
-            what=WHAT, text=_scales,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of activations; raises ArtifactError."""
-        _, texts = read_beside(path, format=self.format)
-        found = {}
-        for line in texts[SUFFIX].splitlines():
-            name, scale, zero_point = line.split()
-            if zero_point != "0":
-                raise ArtifactError(f"{name} has the zero point {zero_point}: Tengine's int8 has none")
-            found[name] = symmetric_bytes(float(scale), lowest=-127)
-        return ReadBack(activations=found, weights={})
+WHAT = "Tengine"
 
 
-def _scales(network: FloatNetwork) -> tuple[str, list[str]]:
+def tengine() -> VendorFormat:
+    """Tengine's net.scale beside net.onnx in floats."""
+    return VendorFormat(format="tengine", what=WHAT, opset=11, suffix=".scale", write=_scales, read=_read)
+
+
+def _scales(network: FloatNetwork) -> Text:
     check_symmetric_bytes(network.encodings, lowest=-127, what=WHAT)
     lines = []
     for name, encoding in whole_tensors(network, WHAT).items():
@@ -71,3 +35,14 @@ def _scales(network: FloatNetwork) -> tuple[str, list[str]]:
         if node is not None and node.op_type in ("Relu", "Clip") and before is not None and before.op_type == "Conv":
             lines.append(f"{before.outputs[0].name} {float(encoding.scale)!r} 0")
     return "\n".join([*lines, ""]), rounded_otherwise(network, WHAT)
+
+
+def _read(held: Held) -> ReadBack:
+    """The encodings of activations."""
+    found = {}
+    for line in held.text.splitlines():
+        name, scale, zero_point = line.split()
+        if zero_point != "0":
+            raise ArtifactError(f"{name} has the zero point {zero_point}: Tengine's int8 has none")
+        found[name] = symmetric_bytes(float(scale), lowest=-127)
+    return ReadBack(activations=found, weights={})

@@ -2,7 +2,7 @@
 
 The cache is read by `trtexec --onnx=net.onnx --int8 --calib=net.cache` and by calibrators that return it from
 `read_calibration_cache`. Its first line names the release that may read it, so give yours:
-`TensorRtCache(version=...)`; then one line for each tensor, `name: ` and the bits of the float32 scale as eight
+`tensorrt_cache(version=...)`; then one line for each tensor, `name: ` and the bits of the float32 scale as eight
 hexadecimal digits, the sign first. The ranges are JSON, {"tensorrt": {"blob_range": {name: 127 · scale}}}, for a build
 script that calls `tensor.set_dynamic_range(-range, range)`; they are MQBench's `*_clip_ranges.json`. TensorRT rounds
 weights by itself, with the largest magnitude of each output channel as 127: a note counts the channels where that gives
@@ -16,98 +16,54 @@ https://docs.nvidia.com/deeplearning/tensorrt/. Not run on a device: TensorRT ne
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import final
 
-from torch import Tensor, fx
-
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError
-from isobit.export.beside import export_beside, parsed, read_beside, to_text
+from isobit.export.beside import to_text
 from isobit.export.encodings import Encoding, ReadBack, check_symmetric_bytes, symmetric_bytes
 from isobit.export.float_network import FloatNetwork, whole_tensors
 from isobit.export.own_rounding import rounded_otherwise
+from isobit.export.vendor_format import Held, Text, VendorFormat
 
 WHAT = "TensorRT"
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorRtCache:
-    """Settings of the exporter for calibration caches. `version` is TensorRT's own number, 8401 for 8.4.1."""
+def tensorrt_cache(*, version: int = 8401) -> VendorFormat:
+    """TensorRT's calibration cache net.cache beside net.onnx; `version` is its own number, 8401 for 8.4.1."""
 
-    format: str = "tensorrt-cache"
-    opset: int = 17
-    version: int = 8401
+    def write(network: FloatNetwork) -> Text:
+        lines = [f"{name}: {struct.pack('>f', e.scale).hex()}" for name, e in _scales(network).items()]
+        return "\n".join([f"TRT-{version}-EntropyCalibration2", *lines, ""]), rounded_otherwise(network, WHAT)
 
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.cache; raises UnsupportedError or OutputError."""
-
-        def text(network: FloatNetwork) -> tuple[str, list[str]]:
-            lines = [f"{name}: {struct.pack('>f', e.scale).hex()}" for name, e in _scales(network).items()]
-            return "\n".join([f"TRT-{self.version}-EntropyCalibration2", *lines, ""]), rounded_otherwise(network, WHAT)
-
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=".cache",
-            what=WHAT, text=text,
-        )  # fmt: skip
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of activations; raises ArtifactError."""
-        _, texts = read_beside(path, format=self.format)
-        header, *lines = texts[".cache"].splitlines()
-        if not header.startswith("TRT-") or not header.endswith("-EntropyCalibration2"):
-            raise ArtifactError(f"the cache beside {path} starts with {header!r}, not as TensorRT's do")
-        found = {}
-        for line in lines:
-            name, _, bits = line.rpartition(": ")
-            (scale,) = struct.unpack(">f", bytes.fromhex(bits.zfill(8)))
-            found[name] = symmetric_bytes(scale, lowest=-128)
-        return ReadBack(activations=found, weights={})
+    return VendorFormat(format="tensorrt-cache", what=WHAT, opset=17, suffix=".cache", write=write, read=_read_cache)
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorRtRanges:
-    """Settings of the exporter for dynamic ranges as JSON."""
+def tensorrt_ranges() -> VendorFormat:
+    """Dynamic ranges as net.json beside net.onnx."""
+    return VendorFormat(format="tensorrt-ranges", what=WHAT, opset=17, suffix=".json", write=_ranges, read=_read_ranges)
 
-    format: str = "tensorrt-ranges"
-    opset: int = 17
 
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write net.onnx in floats and net.json; raises UnsupportedError or OutputError."""
+def _ranges(network: FloatNetwork) -> Text:
+    ranges = {name: 127 * float(e.scale) for name, e in _scales(network).items()}
+    return to_text({"tensorrt": {"blob_range": ranges}}), rounded_otherwise(network, WHAT)
 
-        def text(network: FloatNetwork) -> tuple[str, list[str]]:
-            ranges = {name: 127 * float(e.scale) for name, e in _scales(network).items()}
-            return to_text({"tensorrt": {"blob_range": ranges}}), rounded_otherwise(network, WHAT)
 
-        return export_beside(
-            model, path, example=example, metadata=metadata, format=self.format, opset=self.opset, suffix=".json",
-            what=WHAT, text=text,
-        )  # fmt: skip
+def _read_cache(held: Held) -> ReadBack:
+    """The encodings of activations."""
+    header, *lines = held.text.splitlines()
+    if not header.startswith("TRT-") or not header.endswith("-EntropyCalibration2"):
+        raise ArtifactError(f"the cache beside {held.path} starts with {header!r}, not as TensorRT's do")
+    found = {}
+    for line in lines:
+        name, _, bits = line.rpartition(": ")
+        (scale,) = struct.unpack(">f", bytes.fromhex(bits.zfill(8)))
+        found[name] = symmetric_bytes(scale, lowest=-128)
+    return ReadBack(activations=found, weights={})
 
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings of activations; raises ArtifactError."""
-        _, texts = read_beside(path, format=self.format)
-        ranges = parsed(path, texts[".json"])["tensorrt"]["blob_range"]
-        return ReadBack(
-            activations={name: symmetric_bytes(r / 127, lowest=-128) for name, r in ranges.items()}, weights={}
-        )
+
+def _read_ranges(held: Held) -> ReadBack:
+    """The encodings of activations."""
+    ranges = held.json()["tensorrt"]["blob_range"]
+    return ReadBack(activations={name: symmetric_bytes(r / 127, lowest=-128) for name, r in ranges.items()}, weights={})
 
 
 def _scales(network: FloatNetwork) -> Mapping[str, Encoding]:

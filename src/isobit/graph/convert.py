@@ -30,6 +30,7 @@ from isobit.graph.deployed_activations import (
 from isobit.graph.deployed_float16 import Float16Weight
 from isobit.graph.folding import is_folded, weight_and_bias
 from isobit.graph.insert import preparation
+from isobit.graph.names import names
 from isobit.graph.slots import Slot, weight_slot
 from isobit.graph.tensors import Tensors, tensors_of
 
@@ -67,7 +68,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
             if isinstance(quantizer, ActivationQuantizer) and quantizer.in_bytes:
                 _take_cap(deployed, node, quantizer)
         elif (slot := weight_slot(module)) is not None:
-            scale = _input_scale(deployed, tensors, node) if profile.bias_bits else None
+            scale = input_scale(deployed, tensors, node) if profile.bias_bits else None
             _replace(deployed, node, _deployed_layer(module, slot, scale))
     deployed.delete_all_unused_submodules()
     deployed.graph.lint()
@@ -114,6 +115,22 @@ def hash_integers(deployed: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def clamped_biases(deployed: fx.GraphModule) -> tuple[str, ...]:
+    """A note for each layer with a bias that 32 bits of s_x · s_w do not hold, so that the file has another value."""
+    found = []
+    for node, name in names(deployed.graph).items():
+        layer = deployed.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(layer, (DeployedConv, DeployedLinear)) or not isinstance(layer.integer, IntegerWeight):
+            continue
+        if channels := layer.integer.clamped:
+            shown = ", ".join(map(str, channels[:4])) + (", …" if len(channels) > 4 else "")
+            found.append(
+                f"{name}: 32 bits of s_x · s_w do not hold the bias of {len(channels)} channels ({shown}), which was "
+                "clamped. Quantize with the quantizer `fixed`, which takes larger steps there"
+            )
+    return tuple(found)
+
+
 def round_biases(model: fx.GraphModule) -> None:
     """Move the biases of a prepared model to the grid of the accumulator, so that it computes what is deployed."""
     profile = preparation(model).profile
@@ -129,7 +146,7 @@ def round_biases(model: fx.GraphModule) -> None:
             continue  # a layer that is called twice may read two scales: its deployed copies round for themselves
         with torch.no_grad():
             slot.quantizer(layer.weight)  # some quantizers take their scale from the weight that passes
-        bias, weight, scale = layer.bias, slot.grid(), _input_scale(model, tensors, node)
+        bias, weight, scale = layer.bias, slot.grid(), input_scale(model, tensors, node)
         assert isinstance(bias, Tensor)
         if isinstance(weight, QParams) and isinstance(weight.scheme.grid, Float16):
             with torch.no_grad():
@@ -145,7 +162,7 @@ def round_biases(model: fx.GraphModule) -> None:
             bias.copy_((bias.double() / step).round() * step)
 
 
-def _input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | None:
+def input_scale(model: nn.Module, tensors: Tensors, node: fx.Node) -> Tensor | None:
     """The scale of the slot that feeds a layer, seen through a pad that it absorbs; None for a float input."""
     inputs = tensors.inputs(node)
     if not inputs:

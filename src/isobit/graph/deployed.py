@@ -21,13 +21,16 @@ from isobit.graph.integer_ops import (
     look_up,
 )
 
+LARGEST_BIAS = float(2**31 - 1)
+"""In steps of s_x · s_w."""
+
 
 @final
 class IntegerWeight(nn.Module):
     """A weight as integers (int8, or int16) with scale and zero point, and its bias as int32 at scale s_x · s_w.
 
     A zero point of signed integers below 8 bits is taken off them, which a byte still holds; `offset` remembers it, so
-    that it broadcasts against the weight, or is None.
+    that it broadcasts against the weight, or is None. `clamped` are the outputs whose bias 32 bits do not hold.
     """
 
     q: Tensor
@@ -55,12 +58,15 @@ class IntegerWeight(nn.Module):
         self.register_buffer("scale", grid.scale.detach().float())
         self.register_buffer("zero_point", zero_point.to(self.q.dtype))
         self.float_bias = None if bias is None else bias.detach().clone()
+        self.clamped: tuple[int, ...] = ()
         if bias is None or input_scale is None or self.block:
             return
         self.float_bias = None
         bias_scale = bias_step(bias, input_scale.float() * self.scale, bits=grid.scheme.bits)
         self.register_buffer("bias_q", integer_bias(bias, bias_scale))
         self.register_buffer("bias_scale", bias_scale)
+        beyond = (bias.detach().double() / bias_scale.double()).abs() > LARGEST_BIAS + 0.5
+        self.clamped = tuple(int(c) for c in beyond.nonzero().flatten())
         self.register_buffer("bias_zero_point", torch.zeros_like(bias_scale, dtype=torch.int32))
 
     def weight(self) -> Tensor:
@@ -141,7 +147,7 @@ def bias_step(bias: Tensor, step: Tensor, *, bits: int) -> Tensor:
     that: then the least 2^k times as much that does not."""
     if bits <= 8:
         return step
-    most = float((bias.detach().double() / step.double()).abs().max()) / float(2**31 - 1)
+    most = float((bias.detach().double() / step.double()).abs().max()) / LARGEST_BIAS
     return step * 2.0 ** max(math.ceil(math.log2(most)), 0) if most > 1 else step
 
 
@@ -167,8 +173,7 @@ def deployed_weight(
 
 def integer_bias(bias: Tensor, scale: Tensor) -> Tensor:
     """round(b / (s_x s_w)), saturated to int32 (Jacob et al. 2018, section 2.4)."""
-    limit = float(2**31 - 1)
-    return (bias.detach().double() / scale.double()).round().clamp(-limit, limit).to(torch.int32)
+    return (bias.detach().double() / scale.double()).round().clamp(-LARGEST_BIAS, LARGEST_BIAS).to(torch.int32)
 
 
 def _layout(grid: QParams, weight: Tensor) -> tuple[int, int]:

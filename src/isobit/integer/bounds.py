@@ -32,12 +32,36 @@ def overflow_risks(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic 
     return tuple(risks)
 
 
+def accumulating(source: Path | str | onnx.ModelProto, arithmetic: Arithmetic = FLOAT32) -> tuple[str, ...]:
+    """The layers that sum products of integers, in the order of the file. Raises ArtifactError.
+
+    A MatMulNBits whose kernel rounds its inputs to bytes (accuracy_level 4) is one: it sums a block at a time, 2^24 at
+    most.
+    """
+    graph = read_graph(source)
+    plan = Plan(graph, arithmetic)
+    return tuple(step.node.name for step in plan.steps if _accumulates(graph, plan, step))
+
+
+def _accumulates(graph: Graph, plan: Plan, step: Step) -> bool:
+    node = step.node
+    match node.op:
+        case "MatMulInteger":
+            return node.inputs[1] in graph.constants
+        case "MatMulNBits":
+            return int(node.attributes.get("accuracy_level", 0)) == 4
+        case "Conv" | "Gemm" | "MatMul":
+            formats = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
+            return step.rule in ("integer", "to_float") and None not in formats
+    return False
+
+
 def _of_step(graph: Graph, plan: Plan, step: Step, arithmetic: Arithmetic) -> list[OverflowRisk]:
     node = step.node
-    if node.op == "MatMulInteger" and node.inputs[1] in graph.constants:
-        return _dynamic(graph, node, arithmetic)
-    if step.rule not in ("integer", "to_float") or node.op not in ("Conv", "Gemm", "MatMul"):
+    if not _accumulates(graph, plan, step):
         return []
+    if node.op == "MatMulInteger":
+        return _dynamic(graph, node, arithmetic)
     x, w = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
     if x is None or w is None:
         return []

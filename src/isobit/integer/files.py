@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isobit.core.errors import ArtifactError
 from isobit.core.litert_file import is_litert
-from isobit.core.onnx_file import read_onnx
+from isobit.core.onnx_file import graph_inputs, read_onnx
 from isobit.integer.difference import quantized_tensors
 from isobit.integer.litert import qdq_of_litert
 
@@ -68,7 +68,7 @@ def random_inputs(file: onnx.ModelProto, *, samples: int = 32, seed: int = 0) ->
     A file whose batch has a fixed size gets batches of that size; large samples are fewer, 256 MB at most.
     """
     constants = _constants(file)
-    wanted = [(value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]) for value in _inputs(file)]
+    wanted = [(value.name, [d.dim_value for d in value.type.tensor_type.shape.dim]) for value in graph_inputs(file)]
     fixed = next((sizes[0] for _, sizes in wanted if sizes and sizes[0]), 0)
     largest = max((prod(size or 1 for size in sizes[1:]) for _, sizes in wanted), default=1)
     samples = fixed or max(1, min(samples, _DRAWN // largest))
@@ -129,9 +129,3 @@ def check_runs(path: Path, metadata: dict[str, str]) -> None:
             f"{path} has the format {found}, and isobit verifies the format onnx: export the model to that one too, "
             "which holds the same integers, and verify it"
         )
-
-
-def _inputs(file: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller gives, without initializers that old files list among them."""
-    constants = {tensor.name for tensor in file.graph.initializer}
-    return [value for value in file.graph.input if value.name not in constants]

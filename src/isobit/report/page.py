@@ -9,6 +9,7 @@ from typing import Any
 from isobit.core.errors import MissingExtraError, SettingError
 from isobit.core.files import check_writable, write_text
 from isobit.core.records import LayerRecord, RunRecord
+from isobit.core.risks import NO_ACCUMULATORS
 from isobit.report import numbers, summary
 from isobit.report.island import island
 
@@ -72,6 +73,7 @@ def render(records: Sequence[RunRecord]) -> str:
     page: str = template.render(
         runs=records,
         facts=summary,
+        no_accumulators=NO_ACCUMULATORS,
         bars=_bars,
         style=Markup(_read("style.css")),
         scripts=[Markup(_read(name)) for name in ("chart.js", "histogram.js", "layers.js", "page.js")],

@@ -23,4 +23,5 @@ PROFILE = Profile(
     arithmetic=FLOAT32,
     engines=("onnxruntime", "openvino"),
     widths=(8,),
+    formats=("onnx", "nnie"),
 )
