@@ -4,13 +4,13 @@ import gc
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 import pytest
 
+from engines.tiny import tiny, tiny_wheel
 from integer.graphs import small_network
 from isobit.core.arithmetic import FLOAT32
 from isobit.core.errors import EngineError, OutputError
@@ -204,22 +204,6 @@ def test_a_damaged_environment(file: Path) -> None:
     environment.python.unlink()
     with pytest.raises(EngineError, match=r"Python of The Doubler cannot be started"):
         doubler(installed=False).load(file)
-
-
-def tiny_wheel(folder: Path, *, needs: str = "") -> Path:
-    """A package of one line."""
-    path, info = folder / "isobit_tiny-1.5-py3-none-any.whl", "isobit_tiny-1.5.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("isobit_tiny.py", "ANSWER = 42\n")
-        requires = f"Requires-Dist: {needs}\n" if needs else ""
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: isobit-tiny\nVersion: 1.5\n{requires}")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
-
-
-def tiny(wheel: Path) -> Environment:
-    return Environment(name="tiny", package="isobit-tiny", requirements=(str(wheel),), megabytes=1)
 
 
 def test_install_makes_an_environment_that_works_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
