@@ -14,9 +14,11 @@ from isobit.core.arithmetic import (
     Reciprocal,
     Requantize,
     Shift,
+    ShortMultiplier,
     ThroughFloat,
 )
 from isobit.core.errors import UnsupportedError
+from isobit.integer.short import short_product
 from isobit.integer.values import Format
 
 _DIVISION = Division()
@@ -43,7 +45,9 @@ def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) ->
         case FloatMultiplier():
             v = _as_float32(acc) * factor.to(torch.float32)
             return v.clamp_(low, high).round_().add_(output.zero_point)
-        case FixedPoint() if output.bits > 8:
+        case ShortMultiplier() if output.bits <= 8:
+            v = short_product(acc, factor, output.zero_point) - output.zero_point
+        case FixedPoint() | ShortMultiplier() if output.bits > 8:
             v = wide_fixed_point(acc, factor)
         case FixedPoint(double_rounding=double):
             v = fixed_point(acc, factor, double_rounding=double)

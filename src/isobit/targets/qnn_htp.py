@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from isobit.core.arithmetic import WIDE_FIXED_POINT
+from isobit.core.arithmetic import HEXAGON
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, Profile
@@ -22,7 +22,7 @@ PROFILE = Profile(
     activation=Scheme(signed=False, symmetric=False),
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
-    arithmetic=WIDE_FIXED_POINT,
+    arithmetic=HEXAGON,
     engines=("onnxruntime", "openvino"),
     widths=(4, 8, 16),
     formats=("onnx", "aimet"),
