@@ -44,9 +44,10 @@ class ThroughFloat:
 
 @dataclass(frozen=True, slots=True)
 class ShortMultiplier:
-    """q = ⌊⌊(acc + rint(z / m)) / 2^k⌋ · m0 · 2^(e + k - 10) + 1/2⌋, m = m0 · 2^(e - 10), m0 of 11 bits.
+    """q = ⌊⌊(acc + ⌊z / m + 1/2⌋) / 2^k⌋ · m0 · 2^(e + k - 10) + 1/2⌋, m rounded to m0 · 2^(e - 10), m0 of 11 bits.
 
-    m is s_x · s_w / s_y, k = max(0, -e - 4): four bits behind the point of the result are kept, the lower ones are cut
+    m = float32(float32(s_x · s_max) / s_y) · float32(s_w / s_max), s_max the largest scale of the weight's channels.
+    k = max(0, -e - 4): four bits behind the point of the result are kept, the lower ones are cut
     off. Measured on Qualcomm's simulator of the Hexagon Tensor Processor.
     """
 

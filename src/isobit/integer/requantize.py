@@ -32,6 +32,10 @@ def multiplier(rule: Requantize, x_scale: np.float32, w_scale: np.ndarray, y_sca
     """
     if isinstance(rule, FloatMultiplier):
         return np.asarray((np.float32(x_scale) * w_scale.astype(np.float32)) / np.float32(y_scale), dtype=np.float32)
+    if isinstance(rule, ShortMultiplier):
+        largest = w_scale.max().astype(np.float32)
+        shared = np.float32(np.float32(x_scale) * largest) / np.float32(y_scale)
+        return np.asarray(shared * (w_scale.astype(np.float32) / largest), dtype=np.float32)
     return np.asarray(np.float64(x_scale) * w_scale.astype(np.float64) / np.float64(y_scale))
 
 

@@ -12,7 +12,7 @@ from isobit.integer.values import Format, Quantized
 
 
 def short_product(acc: Tensor, factor: Tensor, zero_point: int) -> Tensor:
-    """acc · factor + zero_point with a factor of 11 bits, as `ShortMultiplier` has it; float64, exact below 2^42.
+    """acc · factor + zero_point with a float32 factor, as `ShortMultiplier` has it; float64, exact below 2^42.
 
     >>> short_product(torch.tensor([63.0, 64.0]), torch.tensor([1 / 118]), 0).tolist()
     [0.0, 1.0]
@@ -21,7 +21,7 @@ def short_product(acc: Tensor, factor: Tensor, zero_point: int) -> Tensor:
     m, e = (mantissa * 2.0**11).round(), exponent.to(torch.float64) - 1
     m, e = torch.where(m == 2048, 1024.0, m), e + (m == 2048)
     k = (-e - 4).clamp(min=0)
-    offset = (zero_point / factor.to(torch.float64)).round()
+    offset = ((zero_point / factor.to(torch.float32)).to(torch.float64) + 0.5).floor()
     kept = ((acc.to(torch.float64) + offset) * 2.0**-k).floor()
     return (kept * m * 2.0 ** (e + k - 10) + 0.5).floor()
 

@@ -15,15 +15,16 @@ PROFILE = Profile(
         "8 or 16 bits, weights of 8 bits, symmetric where they have a scale per channel"
     ),
     assumed=(
-        "the network's output is quantized; requantization by a fixed-point multiplier that rounds once; products of "
-        "16 bits are summed in 64"
+        "the network's output is quantized; 8 bits are requantized as onnxruntime-qnn simulates it, 16 bits by a "
+        "fixed-point multiplier that rounds once, and their products are summed in 64"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(signed=False, symmetric=False),
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
     arithmetic=HEXAGON,
-    engines=("onnxruntime", "openvino"),
+    engines=("qnn-htp", "onnxruntime", "openvino"),
+    own_engine="qnn-htp",
     widths=(4, 8, 16),
     formats=("onnx", "aimet"),
 )
