@@ -9,6 +9,7 @@ from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino
 from isobit.engines.qnn import qnn_htp
+from isobit.engines.tvm import tvm
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
@@ -16,6 +17,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "litert": LiteRt,
     "litert-reference": reference_kernels,
     "qnn-htp": qnn_htp,
+    "tvm": tvm,
     "fake": Fake,
 }
 
