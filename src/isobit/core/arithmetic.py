@@ -42,7 +42,17 @@ class ThroughFloat:
     """
 
 
-Requantize = FloatMultiplier | FixedPoint | Shift | ThroughFloat
+@dataclass(frozen=True, slots=True)
+class ShortMultiplier:
+    """q = ⌊⌊(acc + ⌊z / m + 1/2⌋) / 2^k⌋ · m0 · 2^(e + k - 10) + 1/2⌋, m rounded to m0 · 2^(e - 10), m0 of 11 bits.
+
+    m = float32(float32(s_x · s_max) / s_y) · float32(s_w / s_max), s_max the largest scale of the weight's channels.
+    k = max(0, -e - 4): four bits behind the point of the result are kept, the lower ones are cut
+    off. Measured on Qualcomm's simulator of the Hexagon Tensor Processor.
+    """
+
+
+Requantize = FloatMultiplier | FixedPoint | Shift | ShortMultiplier | ThroughFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,21 @@ class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
 
-Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ThroughFloat | ThroughRequantize
+@dataclass(frozen=True, slots=True)
+class ShortRatios:
+    """Add: (q_a · m_a + q_b · m_b + c + 2^(k - 1)) >> k, m = rint(s / s_y · 2^k).
+
+    k = min(15, 13 - ⌊log2((s_a + s_b) / s_y)⌋), and c = z_y · 2^k - z_a · m_a - z_b · m_b, rounded to a multiple of
+    256. Measured on Qualcomm's HTP simulator.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ShortMean:
+    """Average: Σ (q - z) · m >> k, half up, + z_y; m of 15 bits is s_x / (s_y · n) · 2^k. Qualcomm's HTP simulator."""
+
+
+Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ShortRatios | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
 
 
@@ -154,8 +178,8 @@ class Arithmetic:
     add: Add = FusedRatios()
     multiply: FusedOffset | ThroughRequantize = FusedOffset()
     matmul: Requantize | None = None
-    global_average: Rescale | CountInMultiplier | ShiftedSum = ThroughRequantize()
-    average: Rescale | RoundedMean = ThroughFloat()
+    global_average: Rescale | CountInMultiplier | ShiftedSum | ShortMean = ThroughRequantize()
+    average: Rescale | RoundedMean | ShortMean = ThroughFloat()
     concat: Rescale = ThroughFloat()
     accumulator_bits: int = 32
     pair_bits: int | None = None
@@ -224,6 +248,13 @@ LITERT_REFERENCE = replace(
 
 WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
 """The same with integers of up to 16 bits, summed in 64."""
+
+HEXAGON = replace(
+    WIDE_FIXED_POINT, requantize=ShortMultiplier(), add=ShortRatios(), global_average=ShortMean(), average=ShortMean()
+)
+"""Qualcomm's Hexagon Tensor Processor. Measured on its simulator with 8 bits: 5 of 650,000 results of convolutions are
+a step off, none of Add, of matrix products and of global averages. Mul, Softmax, and convolutions with strides and
+dilations along the same axis are not reproduced."""
 
 WIDE_SHIFT = replace(SHIFT, accumulator_bits=64, widest=16)
 """Shifts, with integers of up to 16 bits, summed in 64."""

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+from isobit.engines.apart import Apart
 from isobit.engines.base import Engine, Session
 from isobit.engines.fake import Fake
 from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino, fixed_sizes
+from isobit.engines.qnn import qnn_htp
+from isobit.engines.tvm import tvm
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
@@ -14,7 +17,9 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "openvino-fixed": fixed_sizes,
     "litert": LiteRt,
     "litert-reference": reference_kernels,
+    "qnn-htp": qnn_htp,
+    "tvm": tvm,
     "fake": Fake,
 }
 
-__all__ = ["ENGINES", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]
+__all__ = ["ENGINES", "Apart", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]

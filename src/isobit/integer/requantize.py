@@ -14,9 +14,11 @@ from isobit.core.arithmetic import (
     Reciprocal,
     Requantize,
     Shift,
+    ShortMultiplier,
     ThroughFloat,
 )
 from isobit.core.errors import UnsupportedError
+from isobit.integer.short import short_product
 from isobit.integer.values import Format
 
 _DIVISION = Division()
@@ -30,6 +32,10 @@ def multiplier(rule: Requantize, x_scale: np.float32, w_scale: np.ndarray, y_sca
     """
     if isinstance(rule, FloatMultiplier):
         return np.asarray((np.float32(x_scale) * w_scale.astype(np.float32)) / np.float32(y_scale), dtype=np.float32)
+    if isinstance(rule, ShortMultiplier):
+        largest = w_scale.max().astype(np.float32)
+        shared = np.float32(np.float32(x_scale) * largest) / np.float32(y_scale)
+        return np.asarray(shared * (w_scale.astype(np.float32) / largest), dtype=np.float32)
     return np.asarray(np.float64(x_scale) * w_scale.astype(np.float64) / np.float64(y_scale))
 
 
@@ -43,7 +49,9 @@ def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) ->
         case FloatMultiplier():
             v = _as_float32(acc) * factor.to(torch.float32)
             return v.clamp_(low, high).round_().add_(output.zero_point)
-        case FixedPoint() if output.bits > 8:
+        case ShortMultiplier() if output.bits <= 8:
+            v = short_product(acc, factor, output.zero_point) - output.zero_point
+        case FixedPoint() | ShortMultiplier() if output.bits > 8:
             v = wide_fixed_point(acc, factor)
         case FixedPoint(double_rounding=double):
             v = fixed_point(acc, factor, double_rounding=double)
