@@ -77,9 +77,8 @@ def quantize(
 
     settings = recipe_of(recipe, chosen, target=target, bits=bits, weight_bits=weight_bits, group_size=group_size,
         keep_float=keep_float, activation_bits=activation_bits, layer_bits=layer_bits, quantize=force, seed=seed,
-        activation_observer=observer, weight_observer=weight_observer, equalize=equalize,
-        bias_correction=bias_correction, reconstruction=reconstruction, avoid_saturation=avoid_saturation,
-        exact=exact)  # fmt: skip
+        activation_observer=observer, weight_observer=weight_observer, equalize=equalize, exact=exact,
+        bias_correction=bias_correction, reconstruction=reconstruction, avoid_saturation=avoid_saturation)  # fmt: skip
     job = quantizing.Job(
         model=model, weights=weights, recipe=settings, data=data, samples=samples or None, eval_data=eval_data,
         eval_samples=eval_samples or None, output=output, format=format, report=report, verify=verify, engine=engine,
