@@ -254,6 +254,8 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
     engine, islands = runs.engine, runs.session.float_islands()
     findings = () if metadata else judge(runs.file, engine.arithmetic, engine=engine.name, islands=islands)
     verdict, cause = _verdict(runs, next((f.problem for f in findings if f.drops_rounding), ""))
+    if verdict == "broken" and (advice := getattr(runs.engine, "advice", "")):
+        cause = f"{cause}. {advice}"
     return Certificate(
         file=runs.path.name,
         sha256=sha256_of_file(runs.path),

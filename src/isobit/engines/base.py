@@ -43,7 +43,10 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """Frozen settings of an engine. A new engine is one file and one line in `ENGINES`."""
+    """Frozen settings of an engine. A new engine is one file and one line in `ENGINES`.
+
+    It may have `advice`, a sentence on what to try where its answers are wrong.
+    """
 
     @property
     def name(self) -> str:

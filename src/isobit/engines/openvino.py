@@ -48,6 +48,16 @@ class OpenVino:
         return "openvino-fixed" if self.fixed_sizes else "openvino"
 
     @property
+    def advice(self) -> str:
+        """What to try where its answers are wrong."""
+        if self.fixed_sizes:
+            return ""
+        return (
+            "OpenVINO 2026.4 computes some networks rightly only for fixed sizes: verify with openvino-fixed, "
+            "and reshape the model before it is compiled"
+        )
+
+    @property
     def format(self) -> str:
         """See Engine."""
         return "onnx"
