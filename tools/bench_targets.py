@@ -1,9 +1,10 @@
 """Every target at W8A8 on trained networks: images right in simulation, reference and engines, and what agrees.
 
-    python tools/bench_targets.py [--network cifar10_resnet20] [--targets ...]    table 1: all targets, all engines
+    python tools/bench_targets.py [--network cifar10_resnet20] [--targets ...]    table 1: all targets, their engines
     python tools/bench_targets.py --exact [--networks ...]                        table 2: ONNX Runtime, 1,000 inputs
 
-Table 1 calibrates on 256 training images and verifies on the test images. Table 2 certifies the target
+Table 1 calibrates on 256 training images and verifies on the test images, on ONNX Runtime and OpenVINO, and targets
+whose files are no ONNX on their own engines. Table 2 certifies the target
 onnxruntime-x86 on ONNX Runtime: all outputs of 1,000 inputs have to be equal to those of the integer reference. The
 ImageNet sample has 500 images: a network of it is calibrated on every 10th, and the other 450 are filled up with
 random crops and flips. Exit code 1: a bar was missed.
@@ -35,6 +36,9 @@ BARS = {"cifar10_resnet20": (912, 905)}
 """Images right of 1,000 that a target with float scales, and one with powers of two, has to reach."""
 EXACT = ("cifar10_resnet20", "cifar10_resnet56", "mobilenet_v2_folded", "squeezenet1_1")
 SAMPLES = 1000
+ONNX_ENGINES = ("onnxruntime", "openvino")
+SUFFIXES = {"litert": "tflite"}
+"""Of formats that do not go by their name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +89,17 @@ def _variant(image: Tensor, size: int, reach: int, generator: torch.Generator) -
 
 
 def certify(of: Subject, target: str, engines: list[Engine], folder: Path, *, samples: int = 0) -> list[Certificate]:
-    """Quantize, export and verify on each engine; with `samples`, variants fill the evaluation images up."""
+    """Quantize, export in each engine's format and verify; with `samples`, variants fill the evaluation images up."""
     say(f"{of.name} for {target}")
     model = isobit.quantize(of.net, of.calibration.batched(32), target=target)
-    path = Path(isobit.export(model, folder / f"{of.name}.{target}.onnx").path)
+    formats = {engine.format for engine in engines}
+    paths = {
+        f: isobit.export(model, folder / f"{of.name}.{target}.{SUFFIXES.get(f, f)}", format=f).path for f in formats
+    }
     data: list[tuple[Tensor, ...]] | Dataset = of.evaluation
     if samples > of.evaluation.samples:
         data = [*of.evaluation, *crops_and_flips(of.evaluation, samples - of.evaluation.samples)]
-    return [verify(path, model, data, engine=engine) for engine in engines]
+    return [verify(paths[engine.format], model, data, engine=engine) for engine in engines]
 
 
 def equal(comparison: Comparison) -> str:
@@ -106,13 +113,15 @@ def right(certificate: Certificate) -> dict[str, int]:
 
 
 def target_table(
-    of: Subject, targets: list[str], engines: list[Engine], folder: Path
+    of: Subject, targets: list[str], engines: list[str] | None, folder: Path
 ) -> tuple[Table, list[Certificate]]:
-    """A row for each target and execution."""
+    """A row for each target and execution; the reference is that of the first engine."""
     rows: list[tuple[str, ...]] = []
     found: list[Certificate] = []
     for target in targets:
-        certificates = certify(of, target, engines, folder)
+        profile = TARGETS[target]
+        own = ONNX_ENGINES if profile.formats[0] == "onnx" else profile.engines
+        certificates = certify(of, target, [ENGINES[name]() for name in engines or own], folder)
         found += certificates
         first = certificates[0]
         against = next(c for c in first.comparisons if (c.left, c.right) == ("simulation", "reference"))
@@ -163,7 +172,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--network", default="cifar10_resnet20", help="of table 1: a pretrained one, or digits")
     parser.add_argument("--networks", nargs="+", default=list(EXACT), help="of table 2")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--engines", nargs="+", default=["onnxruntime", "openvino"], choices=ENGINES)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="of table 1")
     parser.add_argument("--limit", type=int, help="evaluate on so many images only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -174,8 +183,7 @@ def main(arguments: list[str]) -> int:
             missed = [f"{c.file}: {c.verdict}, not exact: {c.cause}" for c in found if c.verdict != "exact"]
         else:
             of = subject(options.network, options.limit)
-            engines = [ENGINES[name]() for name in options.engines]
-            table, found = target_table(of, options.targets, engines, Path(folder))
+            table, found = target_table(of, options.targets, options.engines, Path(folder))
             missed = [] if options.limit else missed_bars(options.network, found)
     return finish([table], json_file=options.json, records=[to_json(c) for c in found], failed=missed)
 

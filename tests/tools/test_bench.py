@@ -44,6 +44,15 @@ def test_targets_on_both_engines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "load average" in shown
 
 
+def test_a_target_runs_in_the_format_of_its_engines(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("ai_edge_litert")
+    code, found = run("bench_targets", "--network", "digits", "--limit", "20", "--targets", "litert", out=tmp_path)
+    assert code == 0
+    engines = [(c["engine"], Path(c["file"]).suffix, c["verdict"]) for c in found["records"]]
+    assert engines == [("litert", ".tflite", "exact"), ("litert-reference", ".tflite", "exact")]
+
+
 def test_a_certificate_over_images_and_variants(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     bench = importlib.import_module("bench_targets")

@@ -165,7 +165,8 @@ def _may_fill(model: fx.GraphModule) -> bool:
         weight, bias = weight_and_bias(module)
         largest = weight[0].numel() * 2.0**15
         if bias is not None and preparation(model).profile.bias_bits:
-            largest += float((bias.abs().max() / (scale.double() * grid.scale.double().min())).cpu())
+            steps = scale.double() * (grid.scale if grid.scale.dim() <= 1 else grid.scale.min()).double()
+            largest += float((bias.detach().abs() / steps).max())
         if largest * ROOM > LARGEST_BIAS:
             return True
     return False
