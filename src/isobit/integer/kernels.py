@@ -117,6 +117,11 @@ def _float_factor(arithmetic: Arithmetic, x: np.float32, w: np.ndarray) -> np.nd
     return np.asarray(one / ((one / x) * (one / w)) if _reciprocals(arithmetic) else x * w, dtype=np.float32)
 
 
+def is_approximate(node: Node, arithmetic: Arithmetic) -> bool:
+    """Whether the engine's result is a float that depends on the processor: depthwise convolutions in ncnn."""
+    return node.op == "Conv" and int(node.attributes.get("group", 1)) > 1 and _reciprocals(arithmetic)
+
+
 def _reciprocals(arithmetic: Arithmetic) -> bool:
     return isinstance(arithmetic.requantize, ThroughFloat) and arithmetic.requantize.reciprocals
 
