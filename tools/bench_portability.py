@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n != "fake" and not make().missing()}
     if options.machines is not None:
         set_up(options.machines)
-        emulated = {e.name: e for e in (Emulated(name, options.machines) for name in MACHINES)}
+        emulated = {e.name: e for e in (Emulated(machine=name, folder=options.machines) for name in MACHINES)}
         engines = {"onnxruntime": engines["onnxruntime"], **emulated}
     rows: list[tuple[str, ...]] = []
     missed: list[str] = []

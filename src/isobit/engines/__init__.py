@@ -6,6 +6,7 @@ from isobit.engines.apart import Apart
 from isobit.engines.base import Engine, Session
 from isobit.engines.fake import Fake
 from isobit.engines.litert import LiteRt, reference_kernels
+from isobit.engines.ncnn import ncnn
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino, fixed_sizes
 from isobit.engines.qnn import qnn_htp
@@ -19,6 +20,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "litert-reference": reference_kernels,
     "qnn-htp": qnn_htp,
     "tvm": tvm,
+    "ncnn": ncnn,
     "fake": Fake,
 }
 

@@ -7,6 +7,7 @@ from isobit.export.ascend_record import ascend
 from isobit.export.encodings import Encoding, ReadBack
 from isobit.export.litert import LiteRtFile
 from isobit.export.mnn_parameters import mnn
+from isobit.export.ncnn_int8 import NcnnInt8
 from isobit.export.ncnn_table import ncnn
 from isobit.export.nnie_parameters import nnie
 from isobit.export.onnx_qdq import OnnxQdq, export_float
@@ -37,6 +38,7 @@ EXPORTERS: dict[str, Callable[[], Exporter]] = {
     "onnx": OnnxQdq,
     "litert": LiteRtFile,
     "onnx-qoperator": OnnxQOperator,
+    "ncnn-int8": NcnnInt8,
     **READERS,
 }
 

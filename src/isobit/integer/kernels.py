@@ -94,18 +94,36 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     if node.op == "Conv":
         w = _weight(other)
         acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
-        y = acc.float() * _by_channel((scale * w.scale).astype(np.float32), w)
-        return y if added is None else y.add_(_by_channel(added.numpy(), w))
+        factor = _by_channel(_float_factor(arithmetic, scale, w.scale), w)
+        if added is None:
+            return acc.float() * factor
+        by_channel = _by_channel(added.numpy(), w)
+        once = _reciprocals(arithmetic)
+        return (acc.float().double() * factor + by_channel).float() if once else (acc.float() * factor).add_(by_channel)
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
         turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
         acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
-        factor = scale * other.scale.astype(np.float32)
+        scales = other.scale
     else:
-        acc = _pair(x, other, arithmetic)
-        factor = np.asarray(scale * other.format.scale)
-    y = acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
+        acc, scales = _pair(x, other, arithmetic), np.asarray(other.format.scale)
+    y = acc.float() * torch.from_numpy(_float_factor(arithmetic, scale, scales))
     return y if added is None else y.add_(added)
+
+
+def _float_factor(arithmetic: Arithmetic, x: np.float32, w: np.ndarray) -> np.ndarray:
+    """s_x · s_w in float32, or through reciprocals."""
+    w, one = w.astype(np.float32), np.float32(1)
+    return np.asarray(one / ((one / x) * (one / w)) if _reciprocals(arithmetic) else x * w, dtype=np.float32)
+
+
+def is_approximate(node: Node, arithmetic: Arithmetic) -> bool:
+    """Whether the engine's result is a float that depends on the processor: depthwise convolutions in ncnn."""
+    return node.op == "Conv" and int(node.attributes.get("group", 1)) > 1 and _reciprocals(arithmetic)
+
+
+def _reciprocals(arithmetic: Arithmetic) -> bool:
+    return isinstance(arithmetic.requantize, ThroughFloat) and arithmetic.requantize.reciprocals
 
 
 def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool, bits: int) -> Tensor:

@@ -12,6 +12,7 @@ from isobit.core.arithmetic import (
     HalfAway,
     Quantize,
     Reciprocal,
+    ReciprocalAway,
     Requantize,
     Shift,
     ShortMultiplier,
@@ -135,10 +136,14 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
         v = (x.double() * float(slope) + float(offset)).float()
         return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
     x = x.to(torch.float32)
-    v = x * float(np.float32(1) / output.scale) if isinstance(rule, Reciprocal) else x / float(output.scale)
+    inverse = isinstance(rule, (Reciprocal, ReciprocalAway))
+    v = x * float(np.float32(1) / output.scale) if inverse else x / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     v = v.clamp_(output.low - output.zero_point, output.high - output.zero_point)
-    v = half_away(v) if isinstance(rule, HalfAway) else v.round_()
+    if isinstance(rule, ReciprocalAway):
+        v = (v + torch.copysign(torch.full_like(v, 0.5), v)).trunc()
+    else:
+        v = half_away(v) if isinstance(rule, HalfAway) else v.round_()
     return v.add_(output.zero_point)
 
 

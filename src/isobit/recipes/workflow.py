@@ -27,6 +27,7 @@ from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
 from isobit.core.litert_file import is_litert
 from isobit.core.memory import freed_memory_stays
+from isobit.core.ncnn_file import is_ncnn
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
@@ -214,9 +215,9 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
-    name of `isobit.export.EXPORTERS`: `litert` by default where `path` ends on .tflite, else the first of the target's
-    other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as a float network with a file of
-    encodings beside it; `Artifact.notes` says what a format leaves to that tool.
+    name of `isobit.export.EXPORTERS`: `litert` by default where `path` ends on .tflite, `ncnn-int8` where on .param,
+    else the first of the target's other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as
+    a float network with a file of encodings beside it; `Artifact.notes` says what a format leaves to that tool.
     """
     _check_prepared(model)
     exporter = look_up("exporter", EXPORTERS, format or _format_for(Path(path), preparation(model).profile))()
@@ -227,6 +228,8 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
 def _format_for(path: Path, profile: Profile) -> str:
     if is_litert(path):
         return "litert"
+    if is_ncnn(path):
+        return "ncnn-int8"
     return next((name for name in profile.formats if name != "litert"), "onnx")
 
 
@@ -248,7 +251,7 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
-_FOR_ANY = ("onnxruntime", "openvino", "litert")
+_FOR_ANY = ("onnxruntime", "openvino", "litert", "ncnn")
 
 
 def _engine_of(path: Path) -> Engine:
