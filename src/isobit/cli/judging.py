@@ -16,6 +16,7 @@ from isobit.core.onnx_file import read_onnx
 from isobit.core.records import Finding, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
+from isobit.graph.from_onnx import is_quantized
 from isobit.integer import overflow_risks
 
 _RULES = FLOAT32_VNNI
@@ -32,6 +33,17 @@ class Judged:
     findings: tuple[Finding, ...]
     risks: tuple[OverflowRisk, ...]
     older_risks: tuple[OverflowRisk, ...]
+
+
+def is_for(path: Path, data: str | None) -> bool:
+    """Whether an ONNX file is to be judged: it is quantized. A float one is a network, which needs data."""
+    quantized = is_quantized(read_onnx(path))
+    if not quantized and data is None:
+        raise SettingError(
+            f"{path} is a float network, nothing in it is quantized: say what to calibrate on (--data DATA) and for "
+            "which target. See `isobit analyze --help`"
+        )
+    return quantized
 
 
 def run(path: Path, given: Mapping[str, object]) -> Judged:
