@@ -4,9 +4,10 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from isobit.core.errors import UnsupportedError
+from isobit.core.onnx_file import first_line
 from isobit.graph.from_onnx.builder import EXAMPLES, Builder, is_free, rank
 from isobit.graph.from_onnx.op import Op
 
@@ -41,34 +42,43 @@ def fixed_to_free(b: Builder, op: Op, x: fx.Node, wanted: list[int]) -> list[int
 
 
 def check_freed(b: Builder, network: nn.Module) -> None:
-    """Compare the outputs for several samples with those for each alone. Raises UnsupportedError."""
-    if not b.freed or b.batch is None:
+    """Compare the outputs for two batches of the file's size with those for each alone. Raises UnsupportedError."""
+    if b.batch is None:
         return
     generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for node in (n for n in b.graph.nodes if n.op == "placeholder"):
-        example = node.meta[EXAMPLES][0]
-        shape = [2 * b.batch, *example.shape[1:]]
-        integer = not example.dtype.is_floating_point
-        made = torch.randint(0, 2, shape, generator=generator) if integer else torch.randn(shape, generator=generator)
-        inputs.append(made.to(example.dtype))
-    with torch.no_grad():
-        both = _outputs(network(*inputs))
-        alone = [_outputs(network(*(x[part] for x in inputs))) for part in (slice(b.batch), slice(b.batch, None))]
+    given = [(n.meta[EXAMPLES][0], is_free(n, 0)) for n in b.graph.nodes if n.op == "placeholder"]
+    inputs = [_random(x, 2 * b.batch if batched else len(x), generator) for x, batched in given]
+    halves = [
+        [x[part] if batched else x for x, (_, batched) in zip(inputs, given, strict=True)]
+        for part in (slice(b.batch), slice(b.batch, None))
+    ]
+    try:
+        with torch.no_grad():
+            both = _outputs(network(*inputs))
+            alone = [_outputs(network(*half)) for half in halves]
+    except Exception as error:  # of any kind, from torch
+        raise UnsupportedError(f"it does not run with a batch of {2 * b.batch}: {first_line(error)}; {_HELP}") from error
     for together, first, second in zip(both, *alone, strict=True):
         apart = torch.cat([first, second]) if together.dim() and len(together) == 2 * len(first) else None
         if apart is None or not _close(together, apart):
             raise UnsupportedError(
-                f"the batch of {b.batch} is written into it, at {b.freed[0]} first, in a way that cannot be undone: "
-                f"{_HELP}"
+                f"the batch of {b.batch} is written into it{f', at {b.freed[0]} first,' if b.freed else ''} in a way "
+                f"that cannot be undone: {_HELP}"
             )
 
 
-def _outputs(result: Any) -> tuple[torch.Tensor, ...]:
+def _random(example: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    shape = (length, *example.shape[1:])
+    whole = not example.dtype.is_floating_point
+    made = torch.randint(0, 2, shape, generator=generator) if whole else torch.randn(shape, generator=generator)
+    return made.to(example.dtype)
+
+
+def _outputs(result: Any) -> tuple[Tensor, ...]:
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     finite = torch.isfinite(b)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from isobit.core.errors import UnsupportedError
 from isobit.graph.from_onnx import sizes
 from isobit.graph.from_onnx.batch import fixed_to_free
-from isobit.graph.from_onnx.builder import EXAMPLES, Builder, dtype_of, fixed_shape, is_free, rank
+from isobit.graph.from_onnx.builder import EXAMPLES, Builder, dtype_of, is_free, rank
 from isobit.graph.from_onnx.op import Op, is_dynamic
 from isobit.graph.from_onnx.types import dtype_of_onnx
 from isobit.graph.from_onnx.values import Size, Value, integers, numbers
@@ -212,7 +212,10 @@ def gather_elements(b: Builder, op: Op) -> Value:
     x, index = op.needed(0), op.needed(1)
     axis = int(op.number("axis", 0)) % rank(x)
     if isinstance(index, Tensor):
-        index = torch.where(index < 0, index + fixed_shape(x)[axis], index)
+        length = b.size(x, axis)
+        if not isinstance(length, int):
+            raise UnsupportedError("it picks along an axis that the file leaves free")
+        index = torch.where(index < 0, index + length, index)
     return b.call(torch.gather, x, axis, index)
 
 
