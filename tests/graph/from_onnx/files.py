@@ -38,7 +38,8 @@ def file(
         shape, kind = given if isinstance(given[0], (tuple, list)) else (given, TensorProto.FLOAT)
         values.append(helper.make_tensor_value_info(name, kind, shape))
     results = [
-        helper.make_tensor_value_info(name, kind, unknown) for name, kind in (outputs or {"y": TensorProto.FLOAT}).items()
+        helper.make_tensor_value_info(name, kind, unknown)
+        for name, kind in (outputs or {"y": TensorProto.FLOAT}).items()
     ]
     made = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
     graph = helper.make_graph(list(nodes), "net", values, results, made)

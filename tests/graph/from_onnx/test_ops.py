@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from graph.from_onnx.cases import CASES, draws
 from graph.from_onnx.files import check
-from isobit.graph.from_onnx.load import OPS
 
 
 @pytest.mark.parametrize(("name", "seed"), list(draws()))

@@ -57,7 +57,9 @@ def check_freed(b: Builder, network: nn.Module) -> None:
             both = _outputs(network(*inputs))
             alone = [_outputs(network(*half)) for half in halves]
     except Exception as error:  # of any kind, from torch
-        raise UnsupportedError(f"it does not run with a batch of {2 * b.batch}: {first_line(error)}; {_HELP}") from error
+        raise UnsupportedError(
+            f"it does not run with a batch of {2 * b.batch}: {first_line(error)}; {_HELP}"
+        ) from error
     for together, first, second in zip(both, *alone, strict=True):
         apart = torch.cat([first, second]) if together.dim() and len(together) == 2 * len(first) else None
         if apart is None or not _close(together, apart):

@@ -24,10 +24,12 @@ def conv(b: Builder, op: Op) -> Value:
     dims = rank(op.needed(1)) - 2
     if dims not in (1, 2, 3):
         raise UnsupportedError(f"it has {dims} spatial dimensions; 1, 2 and 3 are supported")
+    if bias is not None and not op.names[2].endswith("bias") and not bool(bias.any()):
+        bias = None  # torch.onnx.export makes up zeros where a layer has none
     window = window_of(op, x, fixed_shape(op.needed(1), 2))
     groups = int(op.number("group", 1))
     x, padding = padded(b, x, window)
-    if weight is None or (op.input(2) is not None and bias is None):
+    if weight is None or is_dynamic(op.input(2)):
         function = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         return b.call(function, x, op.needed(1), op.input(2), window.stride, padding, window.dilation, groups)
     layer = _CONV[dims - 1](

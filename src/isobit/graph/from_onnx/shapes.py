@@ -219,6 +219,31 @@ def gather_elements(b: Builder, op: Op) -> Value:
     return b.call(torch.gather, x, axis, index)
 
 
+def _picks(b: Builder, index: Value) -> list[Value]:
+    """One array of positions for each axis, where the last dimension of `index` holds a position on each."""
+    count = b.size(index, -1)
+    if not isinstance(count, int):
+        raise UnsupportedError("how many axes it indexes is left free in the file")
+    if isinstance(index, Tensor):
+        index = index.long()
+    return [b.method("select", index, rank(index) - 1, i) for i in range(count)]
+
+
+def gather_nd(b: Builder, op: Op) -> Value:
+    """Entries, or parts, at positions over several axes."""
+    if op.number("batch_dims", 0):
+        raise UnsupportedError("batch_dims is not supported")
+    return b.call(torch.ops.aten.index.Tensor, op.needed(0), _picks(b, op.needed(1)))
+
+
+def scatter_nd(b: Builder, op: Op) -> Value:
+    """A copy with other entries, or parts, at positions over several axes."""
+    reduction = op.text("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise UnsupportedError(f"the reduction {reduction} is not supported")
+    return b.call(torch.index_put, op.needed(0), _picks(b, op.needed(1)), op.needed(2), reduction == "add")
+
+
 def dropout(_b: Builder, op: Op) -> list[Value]:
     """Nothing, as at inference."""
     if any(op.outputs[1:]):
@@ -245,6 +270,8 @@ OPS: Mapping[str, Callable[[Builder, Op], Value | list[Value]]] = {
     "ConstantOfShape": constant_of_shape,
     "Range": range_of,
     "GatherElements": gather_elements,
+    "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
     "Identity": lambda _b, op: op.needed(0),
     "Dropout": dropout,
     "Shape": sizes.shape,
