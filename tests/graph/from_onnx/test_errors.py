@@ -69,6 +69,11 @@ def training_batch_norm() -> onnx.ModelProto:
     return file([node("BatchNormalization", "x s b m v", "y a c", training_mode=1, name="bn")], {"x": IMAGE}, constants)
 
 
+def shapes_that_do_not_fit() -> onnx.ModelProto:
+    """Free in the file, so that only an import finds it."""
+    return file([node("Mul", "x c", name="scale")], {"x": ("N", "length")}, {"c": np.ones((3, 5), F32)}, rank=2)
+
+
 def no_input() -> onnx.ModelProto:
     return file([node("Relu", "c")], {}, {"c": np.ones((1, 3), F32)})
 
@@ -87,19 +92,22 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "shape from data": (positions_computed, ("Expand grow", "computed from the data")),
     "mask of dropout": (mask_of_dropout, ("Dropout drop", "eval mode")),
     "batch norm in training mode": (training_batch_norm, ("BatchNormalization bn", "eval mode")),
+    "shapes that do not fit": (shapes_that_do_not_fit, ("Mul scale cannot be imported",)),
     "no input": (no_input, ("no input",)),
     "type of numbers": (wide_integers, ("Cast wide", "UINT32")),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_error_names_the_node_and_what_to_do(name: str, tmp_path: Path) -> None:
+def test_the_error_names_the_node_and_what_to_do(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make, says = CASES[name]
     onnx.save(make(), tmp_path / "net.onnx")
     with pytest.raises(UnsupportedError) as raised:
         load_onnx(tmp_path / "net.onnx")
     assert str(raised.value).startswith(str(tmp_path / "net.onnx"))
     assert all(part in str(raised.value) for part in says), str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no model" * 30])

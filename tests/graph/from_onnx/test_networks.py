@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import isobit
 from graph.from_onnx.exported import export
-from graph.from_onnx.files import close, run
+from graph.from_onnx.files import check, close, file, node, run
 from isobit.benchmark.models import MODELS
 from isobit.graph.capture import capture
 from isobit.graph.convert import convert, hash_integers
@@ -109,3 +111,43 @@ def test_an_imported_network_trains(tmp_path: Path) -> None:
     model(*example).square().mean().backward()
     optimizer.step()
     assert not torch.equal(before, model.linear.weight)
+
+
+def as_tensorflow_writes_it() -> onnx.ModelProto:
+    """What tf2onnx makes of a small Keras network: images with channels last, SAME padding, Clip, MatMul and Add."""
+    random = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.3).astype(np.float32)
+
+    nodes = [
+        node("Transpose", "input", "net/conv/Conv2D__6:0", perm=[0, 3, 1, 2], name="net/conv/Conv2D__6"),
+        node("Conv", "net/conv/Conv2D__6:0 w1 b1", "c1", auto_pad="SAME_UPPER", strides=[2, 2], name="net/conv/Conv2D"),
+        node("Clip", "c1 zero six", "r1", name="net/relu6/Relu6"),
+        node("Conv", "r1 w2 b2", "c2", pads=[0, 0, 1, 1], strides=[2, 2], group=8, name="net/depthwise/depthwise"),
+        node("BatchNormalization", "c2 g b m v", "n2", name="net/bn/FusedBatchNormV3"),
+        node("Relu", "n2", "r2", name="net/relu/Relu"),
+        node("GlobalAveragePool", "r2", "p", name="net/pool/Mean"),
+        node("Squeeze", "p axes", "s", name="net/pool/Mean_Squeeze"),
+        node("MatMul", "s w3", "d", name="net/dense/MatMul"),
+        node("Add", "d b3", "y", name="net/dense/BiasAdd"),
+    ]
+    constants = {
+        "w1": weights(8, 3, 3, 3), "b1": weights(8), "w2": weights(8, 1, 3, 3), "b2": weights(8), "w3": weights(8, 5),
+        "b3": weights(5), "zero": np.array(0, np.float32), "six": np.array(6, np.float32), "g": weights(8),
+        "b": weights(8), "m": weights(8), "v": random.random(8).astype(np.float32) + 0.5,
+        "axes": np.array([2, 3], np.int64),
+    }  # fmt: skip
+    return file(nodes, {"input": ("unk__7", 16, 16, 3)}, constants, opset=13)
+
+
+def test_a_file_of_tensorflow_gets_a_certificate(tmp_path: Path) -> None:
+    network = check(as_tensorflow_writes_it(), tmp_path, batches=(1, 3))
+    assert {"net.conv.Conv2D", "net.depthwise.depthwise", "net.dense"} < {
+        name for name, m in network.named_modules() if not list(m.children())
+    }
+    torch.manual_seed(0)
+    data = [torch.rand(8, 16, 16, 3) for _ in range(4)]
+    model = isobit.quantize(network, data, target="onnxruntime-x86")
+    isobit.export(model, tmp_path / "quantized.onnx")
+    assert isobit.verify(tmp_path / "quantized.onnx", model, data).verdict == "exact"

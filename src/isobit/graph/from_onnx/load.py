@@ -1,6 +1,8 @@
 """`load_onnx`: a float ONNX file becomes a network."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,23 @@ def load_onnx(path: Path | str) -> fx.GraphModule:
     path = Path(path)
     file = read_onnx(path)
     try:
-        return _imported(_of_known_version(file))
+        with _quiet():
+            return _imported(_of_known_version(file))
     except IsobitError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise UnsupportedError(f"{path}: {error}") from error
+    except Exception as error:  # of any kind, from onnx and torch
+        raise UnsupportedError(f"{path} cannot be imported: {first_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """An op that does not fit its inputs raises, and torch logs the same with a traceback as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def is_quantized(file: onnx.ModelProto) -> bool:
