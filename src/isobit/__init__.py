@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.core import errors
 
 if TYPE_CHECKING:
+    from isobit.graph.from_onnx import load_onnx
     from isobit.recipes import quant_modules
     from isobit.recipes.promise import quantize_within
     from isobit.recipes.workflow import (
@@ -40,6 +41,7 @@ __all__ = [
     "errors",
     "export",
     "finish",
+    "load_onnx",
     "penalty",
     "prepare",
     "quant_modules",
@@ -53,7 +55,7 @@ __all__ = [
 
 # Importing torch takes seconds: what needs it is imported when it is first asked for, so that `isobit --help` is quick.
 _LATER = tuple(name for name in __all__ if name != "errors")
-_ELSEWHERE = {"quantize_within": "isobit.recipes.promise"}
+_ELSEWHERE = {"load_onnx": "isobit.graph.from_onnx", "quantize_within": "isobit.recipes.promise"}
 
 
 class _Package(ModuleType):

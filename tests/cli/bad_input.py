@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from typer.testing import CliRunner, Result
 
+from graph.from_onnx.exported import export
 from isobit.cli.app import app
+from isobit.cli.loading import load_model
 from isobit.engines import OnnxRuntime, OpenVino
 
 Patch = Callable[[], AbstractContextManager[object]]
@@ -126,6 +129,16 @@ NAMES = (
 NETWORKS = (
     Case(name="missing file", command=network("net.py:net"), code=3, says=("there is no file net.py", "'nets.py'")),
     Case(name="missing folder", command=network("models/net.py:net"), code=3, says=("there is no folder models",)),
+    Case(name="missing ONNX network", command=network("nothing.onnx"), code=6, says=("no file nothing.onnx",)),
+    Case(name="ONNX network that is none", command=network("text.onnx"), code=6, says=("text.onnx", "not an ONNX file")),
+    Case(name="ONNX network that is quantized", command=network("net.onnx"), code=5,
+         says=("quantized already", "isobit verify")),
+    Case(name="ONNX network with an unknown op", command=network("unknown_op.onnx"), code=5,
+         says=("unknown_op.onnx", "no support for NonZero (at find)", "Supported are")),
+    Case(name="ONNX network to analyse without data", command="analyze foreign.onnx", code=2,
+         says=("foreign.onnx is a float network", "--data DATA")),
+    Case(name="ONNX network for other data", code=4, command="quantize float.onnx -d data.py:wrong_channels -t onnxruntime-x86",
+         says=("does not take the calibration data", "(2, 1, 8, 8)")),
     Case(name="missing callable", command=network("nets.py:ent"), code=3, says=("has no 'ent'", "did you mean 'net'?")),
     Case(name="no callable named", command=network("nets.py"), code=3, says=("nets.py names no object", "nets.py:net")),
     Case(name="missing module", command=network("netz:net"), code=3, says=("no module 'netz'", "'nets'")),
@@ -237,3 +250,4 @@ def write_exported(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     whole = (folder / "net.onnx").read_bytes()
     (folder / "truncated.onnx").write_bytes(whole[: len(whole) // 2])
+    export(load_model("nets.py:net"), [torch.zeros(1, 3, 8, 8)], folder / "float.onnx", exporter="unfolded", fixed=True)

@@ -184,5 +184,10 @@ def _models(folder: Path) -> None:
         [value("x", onnx.TensorProto.FLOAT, [1, 3])], [value("y", onnx.TensorProto.FLOAT, [1, 3])],
     )  # fmt: skip
     onnx.save(onnx.helper.make_model(graph), folder / "foreign.onnx")
+    unknown = onnx.helper.make_graph(
+        [onnx.helper.make_node("NonZero", ["x"], ["y"], name="find")], "g",
+        [value("x", onnx.TensorProto.FLOAT, ["N", 3])], [value("y", onnx.TensorProto.INT64, [2, None])],
+    )  # fmt: skip
+    onnx.save(onnx.helper.make_model(unknown), folder / "unknown_op.onnx")
     (folder / "text.onnx").write_text("this is no model\n" * 20)
     (folder / "empty.onnx").write_bytes(b"")

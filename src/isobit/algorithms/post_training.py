@@ -89,7 +89,7 @@ def prepare(
         activation=settings.activation,
         stochastic_rounding=settings.stochastic_rounding,
     )
-    model.meta["notes"] = (*notes, *notes_of(reports))
+    model.meta["notes"] = (*model.meta.get("notes", ()), *notes, *notes_of(reports))
     if fold > 0:
         training = FoldBatchNormInTraining(strategy=fold, synchronized=settings.bn_synchronized)
         reports["fold_bn"] = training.apply(model)

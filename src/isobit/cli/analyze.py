@@ -13,7 +13,8 @@ Examples:
   isobit analyze net.py:net -w net.safetensors -d imagenet/val -t snpe
   isobit analyze cifar10_resnet20 -d cifar10:train -t tvm --bits 4 \\
       --report layers.html
-  isobit analyze net.onnx
+  isobit analyze float.onnx -d imagenet/val -t tensorrt
+  isobit analyze quantized.onnx
 """
 
 
@@ -46,16 +47,16 @@ def analyze(
 
     SQNR and cosine compare a layer's output with the float network's when everything is quantized. Isolated is the
     SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. An ONNX
-    file with quantizers in it is judged as it is: what computes with integers, what does not, and what to change.
+    file with quantizers in it is judged as it is: what runs in float and what to change; a float one is a network.
     """
-    from isobit.cli import analyzing
+    from isobit.cli import analyzing, judging
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
     from isobit.cli.settings import recipe_of
     from isobit.core.errors import SettingError
     from isobit.core.records import to_json
 
-    if model.endswith(".onnx"):
+    if model.endswith(".onnx") and judging.is_for(Path(model), data):
         given = (data, target, weights, recipe, bits, weight_bits, activation_bits)
         _judge(Path(model), given, report, context.obj, json=json)
         return

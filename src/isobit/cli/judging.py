@@ -18,6 +18,7 @@ from isobit.core.onnx_file import read_onnx
 from isobit.core.records import Finding, FloatOp, RunRecord, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
+from isobit.graph.from_onnx import is_quantized
 from isobit.integer import accumulating, overflow_risks
 from isobit.report import check_report, write_report
 
@@ -38,6 +39,17 @@ class Judged:
     accumulators: int
     risks: tuple[OverflowRisk, ...]
     older_risks: tuple[OverflowRisk, ...]
+
+
+def is_for(path: Path, data: str | None) -> bool:
+    """Whether an ONNX file is to be judged: it is quantized. A float one is a network, which needs data."""
+    quantized = is_quantized(read_onnx(path))
+    if not quantized and data is None:
+        raise SettingError(
+            f"{path} is a float network, nothing in it is quantized: say what to calibrate on (--data DATA) and for "
+            "which target. See `isobit analyze --help`"
+        )
+    return quantized
 
 
 def run(path: Path, given: Mapping[str, object], report: Path | None = None, command: str = "") -> Judged:

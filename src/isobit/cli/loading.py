@@ -1,4 +1,4 @@
-"""From `file.py:callable`, `package.module:callable` or a built-in name to a network."""
+"""From `file.py:callable`, `package.module:callable`, a float ONNX file or a built-in name to a network."""
 
 import importlib
 import importlib.util
@@ -18,6 +18,7 @@ from isobit.benchmark.pretrained import PRETRAINED
 from isobit.core.batches import as_batch
 from isobit.core.errors import CalibrationError, IsobitError, ModelError, UnknownNameError
 from isobit.core.weights import load_weights
+from isobit.graph.from_onnx import load_onnx
 
 Refused = type[ModelError] | type[CalibrationError]
 
@@ -26,7 +27,7 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
     """The network of a reference, in eval mode, with the weights of a safetensors file.
 
     The object is an nn.Module, or something that gives one when it is called without arguments. Raises ModelError,
-    WeightsError, UnknownNameError.
+    WeightsError, UnknownNameError; for an ONNX file ArtifactError and UnsupportedError.
     """
     if is_reference(reference):
         found = call(find(reference, error=ModelError), reference, error=ModelError)
@@ -38,6 +39,8 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
         network = found
     elif reference in PRETRAINED:
         network = PRETRAINED[reference].load()
+    elif Path(reference).suffix == ".onnx":
+        network = load_onnx(reference)
     elif Path(reference).suffix == ".py" or Path(reference).exists():
         raise ModelError(f"{reference} names no object. Say which one, such as {reference}:net")
     else:
@@ -52,7 +55,7 @@ def _unknown_model(reference: str) -> IsobitError:
     if near:
         return UnknownNameError("pretrained network", reference, PRETRAINED)
     return ModelError(
-        f"{reference!r} is no network. Give file.py:callable or package.module:callable, or one of "
+        f"{reference!r} is no network. Give file.py:callable or package.module:callable, a float ONNX file, or one of "
         f"{', '.join(PRETRAINED)}"
     )
 

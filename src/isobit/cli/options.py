@@ -7,7 +7,7 @@ import typer
 
 MODEL_HELP = (
     "The network: file.py:callable or package.module:callable (a function or class that needs no arguments, or an "
-    "nn.Module object), or the name of a pretrained one, such as cifar10_resnet20."
+    "nn.Module object), a float ONNX file, or the name of a pretrained one, such as cifar10_resnet20."
 )
 DATA_HELP = (
     "a folder with one folder of images per class; an .npz file with x and, for accuracy, y; file.py:callable that "

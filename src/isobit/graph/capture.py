@@ -58,6 +58,8 @@ def capture(
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], modes[""]))
     seconds = time.perf_counter() - start
     captured.meta["capture"] = CaptureRecord(method=found.method, notes=tuple(notes), seconds=seconds)
+    if isinstance(model, fx.GraphModule):
+        captured.meta["notes"] = tuple(model.meta.get("notes", ()))  # of an imported file
     return captured
 
 
