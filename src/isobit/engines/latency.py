@@ -1,6 +1,7 @@
 """Latency: two files on the same engine, timed in turns in one process."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -19,20 +20,32 @@ def interleaved(
     warmup: int = 3,
     clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
-    """The milliseconds of every run of every session, taken in turns: what slows the machine down hits all alike.
+    """The milliseconds of every run of every session on the same inputs, as `in_turns` measures them."""
+    calls = [partial(session.run, inputs) for session in sessions]
+    return in_turns(calls, runs=runs, warmup=warmup, clock=clock)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]],
+    *,
+    runs: int = 20,
+    warmup: int = 3,
+    clock: Callable[[], float] = perf_counter,
+) -> list[list[float]]:
+    """The milliseconds of every run of every call, taken in turns: what slows the machine down hits all alike.
 
     With one thread, `time.process_time` as `clock` leaves out the time in which other processes had the core.
     """
     if runs < 1:
         raise SettingError(f"latency needs at least 1 run, got {runs}")
-    for session in sessions:
+    for call in calls:
         for _ in range(warmup):
-            session.run(inputs)
-    times: list[list[float]] = [[] for _ in sessions]
+            call()
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(runs):
-        for session, list_of_times in zip(sessions, times, strict=True):
+        for call, list_of_times in zip(calls, times, strict=True):
             start = clock()
-            session.run(inputs)
+            call()
             list_of_times.append((clock() - start) * 1e3)
     return times
 
