@@ -1,11 +1,15 @@
 """What it takes to run a part of a network alone: the forms that its tensors may have, and values for its inputs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
+
+from isobit.core.litert_file import dtypes, is_litert, read_litert
+from isobit.core.onnx_file import read_onnx
 
 OPSET = 21
 
@@ -26,11 +30,22 @@ def forms(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def taken_by(model: onnx.ModelProto) -> Taken:
     """What a part takes."""
     found = []
-    for value in model.graph.input:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in [v for v in model.graph.input if v.name not in constants]:
         kind = value.type.tensor_type
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
         found.append((tuple(d.dim_value for d in kind.shape.dim), dtype))
     return found
+
+
+def taken_by_file(path: Path) -> Taken:
+    """What an ONNX or LiteRT file takes; a size that is open is 1. Raises ArtifactError."""
+    if not is_litert(path):
+        model = read_onnx(path)
+        return [(tuple(max(n, 1) for n in shape), dtype) for shape, dtype in taken_by(model)]
+    graph, kinds = read_litert(path).subgraphs[0], dtypes()
+    tensors = [graph.tensors[int(i)] for i in graph.inputs]
+    return [(tuple(max(int(n), 1) for n in t.shape), kinds[t.type]) for t in tensors]
 
 
 def drawn(taken: Taken) -> list[np.ndarray]:

@@ -94,7 +94,9 @@ def _read(path: Path) -> dict[str, Held]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ArtifactError(f"{path} has format {content['format']}, this isobit reads {FORMAT}. Delete it")
+            raise ArtifactError(
+                f"{path} has format {content['format']}, this isobit reads {FORMAT}. Delete it, or name another file"
+            )
         return {
             str(key): Held(
                 ms=float(h["ms"]), runs=int(h["runs"]), in_float=tuple(map(str, h["in_float"])), what=str(h["what"])
@@ -102,4 +104,6 @@ def _read(path: Path) -> dict[str, Held]:
             for key, h in content["times"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ArtifactError(f"{path} is no cache of latencies ({type(error).__name__}: {error}). Delete it") from error
+        raise ArtifactError(
+            f"{path} is no cache of latencies ({type(error).__name__}: {error}). Delete it, or name another file"
+        ) from error

@@ -122,6 +122,17 @@ class OnnxLayers:
             return source is None or id(source) in self.feeding
         return id(node) in self.feeding and node.output[0] in self.results
 
+    def users(self, name: str) -> Iterator[onnx.NodeProto | None]:
+        """The ops that compute with these integers; None for an output of the network."""
+        if name in self.results:
+            yield None
+        for reader in self.readers.get(name, []):
+            if id(reader) not in self.feeding:
+                yield reader
+                continue
+            for result in reader.output:
+                yield from self.users(result)
+
     def value(self, name: str) -> onnx.ValueInfoProto:
         """The type and shape of a tensor. Raises UnsupportedError where the file does not tell."""
         found = self.types.get(name)
@@ -174,7 +185,10 @@ class _Cut:
             for source in producer.input:
                 self.read(source)
         elif producer is not None and producer.op_type == "QuantizeLinear":
-            self._bordered(name, producer, into=self.inputs)
+            if self._made_here(producer.input[0]):
+                self._hold(producer)
+            else:
+                self._bordered(name, producer, into=self.inputs)
         else:
             self.inputs[name] = self.file.value(name)
 
@@ -186,14 +200,23 @@ class _Cut:
         readers = self.file.readers.get(name, [])
         for reader in readers:
             if reader.op_type == "QuantizeLinear" and reader.input[0] == name:
-                self.wanted[id(reader)] = reader
-                for source in reader.input[1:]:
-                    self.read(source)
-                self._bordered(reader.output[0], reader, into=self.outputs)
+                self._hold(reader)
+                if any(user is None or id(user) not in self.held for user in self.file.users(reader.output[0])):
+                    self._bordered(reader.output[0], reader, into=self.outputs)
             elif id(reader) not in self.held:
                 self.outputs[name] = self.file.value(name)
         if name in self.file.results:
             self.outputs[name] = self.file.value(name)
+
+    def _made_here(self, name: str) -> bool:
+        producer = self.file.producer.get(name)
+        return producer is not None and id(producer) in self.held
+
+    def _hold(self, quantizer: onnx.NodeProto) -> None:
+        """A quantizer between ops of this part, or behind them."""
+        self.wanted[id(quantizer)] = quantizer
+        for source in quantizer.input[1:]:
+            self.read(source)
 
     def _bordered(self, name: str, quantizer: onnx.NodeProto, *, into: dict[str, onnx.ValueInfoProto]) -> None:
         """An input or output of integers; with `quantizers` a float one and the quantizer between."""

@@ -1,4 +1,4 @@
-"""What each layer of a network costs on an engine at each width, as plain records: what hardware-aware choices read."""
+"""Times on engines as plain records: of files, and of each layer at each width, which hardware-aware choices read."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,29 @@ from isobit.core.errors import SettingError, UnknownNameError
 
 FLOAT = (32, 32)
 """The widths of the float network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTime:
+    """A file on an engine at one batch size: median and 99th percentile of its runs in milliseconds.
+
+    `throughput` is samples a second at the median, `speedup` the median of the first file over this one's, `in_float`
+    how many ops the engine runs in float. Where it could not be measured, `refused` says why.
+    """
+
+    file: str
+    engine: str
+    engine_version: str
+    instruction_set: str
+    batch: int
+    threads: int
+    runs: int
+    median_ms: float | None = None
+    p99_ms: float | None = None
+    throughput: float | None = None
+    speedup: float | None = None
+    in_float: int = 0
+    refused: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,19 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
+from typing import Literal
 
 import numpy as np
 
 from isobit.core.errors import SettingError
 from isobit.core.records import Latency
 from isobit.engines.base import Session
+
+Clock = Literal["wall", "cpu"]
+
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": perf_counter, "cpu": process_time}
+"""What measures: with `cpu` the time of this process alone counts, for one thread on a machine that others use too."""
 
 
 def interleaved(

@@ -36,7 +36,7 @@ def litert_part(model: onnx.ModelProto) -> tuple[bytes, list[tuple[tuple[int, ..
 
 def _inward(model: Any, operators: list[Any], tensor: int) -> int:
     """The tensor behind the ops that do nothing but bring an input into the form of the network's inside."""
-    for kind in ("TRANSPOSE", "QUANTIZE") if _is_bordered(model, tensor) else ("TRANSPOSE",):
+    for kind in ("TRANSPOSE", "QUANTIZE", "TRANSPOSE") if _is_bordered(model, tensor) else ("TRANSPOSE",):
         readers = [op for op in operators if tensor in list(op.inputs)]
         if len(readers) == 1 and len(operators) > 1 and _leads(model, readers[0], kind, TO_CHANNELS_LAST):
             operators.remove(readers[0])

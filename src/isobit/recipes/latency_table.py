@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from isobit.core.latency_table import FLOAT, LatencyTable, LayerLatency, LayerTi
 from isobit.core.litert_file import serialized
 from isobit.core.progress import Progress, silent
 from isobit.engines import Engine, Session
-from isobit.engines.latency import in_turns
+from isobit.engines.latency import CLOCKS, Clock, in_turns
 from isobit.export import OnnxQdq, export_float
 from isobit.export.litert import translate
 from isobit.export.litert_part import litert_part
@@ -30,10 +29,6 @@ from isobit.graph.capture import capture
 from isobit.graph.passes import FoldBatchNorm, UnifyGlobalPool
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.workflow import example_of, quantize_with
-
-Clock = Literal["wall", "cpu"]
-
-CLOCKS: dict[Clock, Callable[[], float]] = {"wall": perf_counter, "cpu": process_time}
 
 Widths = tuple[int, int]
 """Bits of weights and of activations."""
@@ -129,10 +124,10 @@ class _Measuring:
         for number, names in enumerate(groups):
             progress(f"timing layers on {self.engine.name}", number, len(groups))
             rows.append(self._row(names))
-            for list_of_times, times in zip(whole, self._in_turns(calls, runs=1, warmup=1), strict=True):
-                list_of_times += times
-        for list_of_times, times in zip(whole, self._in_turns(calls, runs=self.settings.runs), strict=True):
-            list_of_times += times
+            for so_far, times in zip(whole, self._in_turns(calls, runs=1, warmup=1), strict=True):
+                so_far.extend(times)
+        for so_far, times in zip(whole, self._in_turns(calls, runs=self.settings.runs), strict=True):
+            so_far.extend(times)
         version, instructions, model = self.machine
         return LatencyTable(
             target=self.recipe.target, engine=self.engine.name, engine_version=version, instruction_set=instructions,
@@ -190,7 +185,7 @@ class _Measuring:
                 found[widths] = Held(ms=ms, runs=self.settings.runs, in_float=islands, what=parts[widths].what)
         return found, {w: text for w, text in refused.items() if w not in found}
 
-    def _in_turns(self, calls: list[Callable[[], object]], *, runs: int, warmup: int = 3) -> list[list[float]]:
+    def _in_turns(self, calls: Sequence[Callable[[], object]], *, runs: int, warmup: int = 3) -> list[list[float]]:
         return in_turns(calls, runs=runs, warmup=warmup, clock=CLOCKS[self.settings.clock])
 
     def _network(self, rows: Sequence[LayerLatency], whole: list[list[float]]) -> tuple[NetworkTime, ...]:
@@ -212,7 +207,8 @@ class _Measuring:
         bits = "float" if widths == FLOAT else f"W{widths[0]}A{widths[1]}"
         return Key(
             engine=self.engine.name, version=version, instruction_set=instructions, processor=model,
-            clock=self.settings.clock, threads=self.settings.threads, batch=self.settings.batch, bits=bits, layer=part.signature,
+            clock=self.settings.clock, threads=self.settings.threads, batch=self.settings.batch, bits=bits,
+            layer=part.signature,
         )  # fmt: skip
 
     def _loaded(self, model: onnx.ModelProto) -> tuple[Session, list[np.ndarray]]:
