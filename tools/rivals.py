@@ -1,9 +1,10 @@
-"""Quantize a float ONNX file with another tool: ONNX Runtime's `quantize_static`, or NNCF. The bench tools call it.
+"""Quantize a float network with another tool: ONNX Runtime's `quantize_static`, NNCF, or Google's for LiteRT.
 
-    PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--images 64] [--batch 1] [--core 0]
+    PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--limit 64] [--batch 1] [--core 0]
 
-PYTHON is one that has the tool (`pip install onnxruntime onnx`, or `pip install nncf openvino onnx onnxruntime`):
-neither isobit nor PyTorch is imported. OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`. The last line
+PYTHON is one that has the tool (`pip install onnxruntime onnx`, `pip install nncf openvino onnx onnxruntime`, or
+`pip install litert-torch ai-edge-quantizer`): isobit is not imported. OUT is an ONNX file, an OpenVINO one (.xml) for
+`nncf-openvino`, a LiteRT one for `ai-edge`, which starts from a file of torch.export (.pt2) instead. The last line
 printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
 counted, and of the whole process.
 """
@@ -99,6 +100,30 @@ def nncf_on_openvino(model: Path, batches: Arrays, out: Path) -> Callable[[], No
     return run
 
 
+def ai_edge(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """litert-torch's conversion of a .pt2 file at this batch, ai-edge-quantizer's static int8, float at both ends."""
+    import litert_torch
+    import torch
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from ai_edge_quantizer.utils import tfl_interpreter_utils
+
+    program = torch.export.load(model)
+    plain = out.with_suffix(".float.tflite")
+
+    def run() -> None:
+        litert_torch.convert(program.module(), (torch.from_numpy(batches[0]),)).export(str(plain))
+        signatures = tfl_interpreter_utils.create_tfl_interpreter(str(plain)).get_signature_list()
+        key, ends = next(iter(signatures.items()))
+        job = quantizer.Quantizer(str(plain))
+        job.load_quantization_recipe(recipe.static_wi8_ai8())
+        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            job.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key="no_quantize")
+        seen = job.calibrate({key: [{ends["inputs"][0]: x} for x in batches]}, num_threads=1)
+        job.quantize(seen).export_model(str(out), overwrite=True)
+
+    return run
+
+
 METHODS: dict[str, Job] = {
     "ort-minmax": onnxruntime_static("MinMax"),
     "ort-percentile": onnxruntime_static("Percentile"),
@@ -107,6 +132,7 @@ METHODS: dict[str, Job] = {
     "ort-defaults": onnxruntime_defaults,
     "nncf-onnx": nncf_on_onnx,
     "nncf-openvino": nncf_on_openvino,
+    "ai-edge": ai_edge,
 }
 SUFFIX = {"nncf-openvino": ".xml"}
 
@@ -164,9 +190,8 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    packages = [
-        p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))
-    ]
+    own = {"ort": ("onnxruntime",), "nncf": ("nncf",), "ai": ("litert-torch", "ai-edge-quantizer")}
+    packages = own[options.method.split("-")[0]]
     result = {
         **spent,
         "peak_mb": memory("VmHWM"),

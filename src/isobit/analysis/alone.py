@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from isobit.core.litert_file import dtypes, is_litert, read_litert
-from isobit.core.onnx_file import read_onnx
+from isobit.integer.files import load_qdq
 
 OPSET = 21
 
@@ -39,10 +39,9 @@ def taken_by(model: onnx.ModelProto) -> Taken:
 
 
 def taken_by_file(path: Path) -> Taken:
-    """What an ONNX or LiteRT file takes; a size that is open is 1. Raises ArtifactError."""
+    """What a file takes; a size that is open is 1. Raises ArtifactError."""
     if not is_litert(path):
-        model = read_onnx(path)
-        return [(tuple(max(n, 1) for n in shape), dtype) for shape, dtype in taken_by(model)]
+        return [(tuple(max(n, 1) for n in shape), dtype) for shape, dtype in taken_by(load_qdq(path))]
     graph, kinds = read_litert(path).subgraphs[0], dtypes()
     tensors = [graph.tensors[int(i)] for i in graph.inputs]
     return [(tuple(max(int(n), 1) for n in t.shape), kinds[t.type]) for t in tensors]
