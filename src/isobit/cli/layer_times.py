@@ -95,7 +95,8 @@ def _notes(found: LatencyTable) -> list[str]:
     times = [(row, t) for row in found.layers for t in row.times]
     held = sum(t.held for _, t in times)
     notes = [
-        f"medians of {found.runs} runs, {found.threads} thread(s); {held} of {len(times)} times were kept from before",
+        f"medians of {found.runs} runs, {found.threads} thread(s); {held} of {len(times)} times are of equal layers or "
+        "were kept from before",
         "each layer alone takes and gives integers; the sum differs from the network by what layers hand on: layouts, "
         "memory that is still in a cache, and what an engine fuses across them",
     ]
