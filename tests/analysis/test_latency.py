@@ -45,10 +45,10 @@ def test_what_cannot_be_timed_is_refused(files, tmp_path) -> None:
 
 
 def test_a_table_of_files(files, tmp_path, monkeypatch) -> None:
-    def made_up(calls, *, runs, clock):
-        for call in calls:
-            call()
-        return [[2.0 * (k + 1)] * (runs - 1) + [100.0] for k in range(len(calls))]
+    def made_up(jobs, *, runs, clock):
+        for session, inputs in jobs:
+            session.run(inputs)
+        return [[2.0 * (k + 1)] * (runs - 1) + [100.0] for k in range(len(jobs))]
 
     monkeypatch.setattr(module, "in_turns", made_up)
     broken = tmp_path / "broken.onnx"

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from functools import partial
 from time import sleep
 
 import numpy as np
@@ -51,11 +50,14 @@ def test_no_run_is_an_error() -> None:
 def test_the_clock_that_is_given_counts_and_warmup_does_not() -> None:
     now = 0.0
 
-    def takes(seconds: float) -> None:
-        nonlocal now
-        now += seconds
+    class Advances(Sleeper):
+        def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+            nonlocal now
+            now += self.seconds * len(inputs)
+            return []
 
-    calls = [partial(takes, 0.25), partial(takes, 0.5)]
-    assert in_turns(calls, runs=3, warmup=2, clock=lambda: now) == [[250.0] * 3, [500.0] * 3]
+    job = Advances("job", 0.25, [])
+    jobs = [(job, [np.zeros(1)]), (job, [np.zeros(1)] * 2)]
+    assert in_turns(jobs, runs=3, warmup=2, clock=lambda: now) == [[250.0] * 3, [500.0] * 3]
     assert now == 5 * 0.75
     assert set(CLOCKS) == {"wall", "cpu"}

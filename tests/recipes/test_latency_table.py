@@ -10,6 +10,7 @@ from torch import nn
 from isobit.analysis.latency_cache import LatencyCache
 from isobit.core.errors import EngineError, SettingError, UnsupportedError
 from isobit.engines import ENGINES, Fake, LiteRt, OnnxRuntime, OpenVino
+from isobit.engines.latency import Job
 from isobit.recipes import latency_table as module
 from isobit.recipes.latency_table import TableSettings, at_widths, float_file, kinds_of, latency_table
 from isobit.recipes.recipe import recipe_of
@@ -29,11 +30,9 @@ def data() -> list[torch.Tensor]:
     return [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
 
 
-def made_up(
-    calls: Sequence[Callable[[], object]], *, runs: int, warmup: int = 3, clock: Callable[[], float]
-) -> list[list[float]]:
+def made_up(jobs: Sequence[Job], *, runs: int, warmup: int = 3, clock: Callable[[], float]) -> list[list[float]]:
     """A call takes 1 ms, the k-th file behind it k + 1 ms."""
-    return [[1.0 + k] * runs for k in range(len(calls))]
+    return [[1.0 + k] * runs for k in range(len(jobs))]
 
 
 def test_a_table_of_the_evaluator_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Latency of files, batch by batch size, on the same engine in one process: two against each other, or a table."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -12,7 +11,7 @@ from isobit.core.errors import EngineError, IsobitError, SettingError
 from isobit.core.latency_table import FileTime
 from isobit.core.records import Latency
 from isobit.engines import Engine, Session
-from isobit.engines.latency import CLOCKS, Clock, in_turns, latency
+from isobit.engines.latency import CLOCKS, Clock, Job, in_turns, latency
 
 
 def compare_latency(
@@ -77,15 +76,16 @@ def time_files(
             refused[name] = str(error)
     found = []
     for size in sizes:
-        calls, failed = {}, dict(refused)
+        jobs: dict[str, Job] = {}
+        failed = dict(refused)
         for name, (session, taken) in loaded.items():
             inputs = drawn([((size, *shape[1:]), dtype) for shape, dtype in taken])
             try:
                 session.run(inputs)
-                calls[name] = partial(session.run, inputs)
+                jobs[name] = (session, inputs)
             except IsobitError as error:
                 failed[name] = str(error)
-        times = dict(zip(calls, in_turns(list(calls.values()), runs=runs, clock=CLOCKS[clock]), strict=True))
+        times = dict(zip(jobs, in_turns(list(jobs.values()), runs=runs, clock=CLOCKS[clock]), strict=True))
         first = next((median(times[name]) for name in files if name in times and name == next(iter(files))), None)
         for name in files:
             if name not in times:

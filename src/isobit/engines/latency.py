@@ -1,7 +1,6 @@
 """Latency: two files on the same engine, timed in turns in one process."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from statistics import median
 from time import perf_counter, process_time
 from typing import Literal
@@ -17,6 +16,9 @@ Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": perf_counter, "cpu": process_time}
 """What measures: with `cpu` the time of this process alone counts, for one thread on a machine that others use too."""
 
+Job = tuple[Session, Sequence[np.ndarray]]
+"""A session and its inputs."""
+
 
 def interleaved(
     sessions: Sequence[Session],
@@ -27,31 +29,30 @@ def interleaved(
     clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
     """The milliseconds of every run of every session on the same inputs, as `in_turns` measures them."""
-    calls = [partial(session.run, inputs) for session in sessions]
-    return in_turns(calls, runs=runs, warmup=warmup, clock=clock)
+    return in_turns([(session, inputs) for session in sessions], runs=runs, warmup=warmup, clock=clock)
 
 
 def in_turns(
-    calls: Sequence[Callable[[], object]],
+    jobs: Sequence[Job],
     *,
     runs: int = 20,
     warmup: int = 3,
     clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
-    """The milliseconds of every run of every call, taken in turns: what slows the machine down hits all alike.
+    """The milliseconds of every run of every job, taken in turns: what slows the machine down hits all alike.
 
     With one thread, `time.process_time` as `clock` leaves out the time in which other processes had the core.
     """
     if runs < 1:
         raise SettingError(f"latency needs at least 1 run, got {runs}")
-    for call in calls:
+    for session, inputs in jobs:
         for _ in range(warmup):
-            call()
-    times: list[list[float]] = [[] for _ in calls]
+            session.run(inputs)
+    times: list[list[float]] = [[] for _ in jobs]
     for _ in range(runs):
-        for call, list_of_times in zip(calls, times, strict=True):
+        for (session, inputs), list_of_times in zip(jobs, times, strict=True):
             start = clock()
-            call()
+            session.run(inputs)
             list_of_times.append((clock() - start) * 1e3)
     return times
 

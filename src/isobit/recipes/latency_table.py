@@ -1,9 +1,8 @@
 """Latency tables: each layer alone on an engine, in float and at several widths, measured once and kept."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, final
@@ -21,7 +20,7 @@ from isobit.core.latency_table import FLOAT, LatencyTable, LayerLatency, LayerTi
 from isobit.core.litert_file import serialized
 from isobit.core.progress import Progress, silent
 from isobit.engines import Engine, Session
-from isobit.engines.latency import CLOCKS, Clock, in_turns
+from isobit.engines.latency import CLOCKS, Clock, Job, in_turns
 from isobit.export import OnnxQdq, export_float
 from isobit.export.litert import translate
 from isobit.export.litert_part import litert_part
@@ -111,22 +110,21 @@ class _Measuring:
         self.files[FLOAT] = onnx.load(float_file(net, first.inputs, folder / "float.onnx"))
         self.parts = {widths: OnnxLayers(file, batch=settings.batch) for widths, file in self.files.items()}
         self.whole = {widths: self._loaded_whole(file) for widths, file in self.files.items()}
-        session, nothing = self._loaded(no_work())
-        self.call = partial(session.run, nothing)
+        self.call: Job = self._loaded(no_work())
         self.machine = (engine.version(), engine.instruction_set(), processor())
 
     def table(self, progress: Progress) -> LatencyTable:
         """Measure what is not held, and the whole files."""
         groups = self.parts[self.settings.widths[0]].groups()
         rows: list[LayerLatency] = []
-        calls = [self.call, *(partial(session.run, self.inputs) for session in self.whole.values())]
-        whole: list[list[float]] = [[] for _ in calls]  # among the layers, so that all see the same machine
+        jobs: list[Job] = [self.call, *((session, self.inputs) for session in self.whole.values())]
+        whole: list[list[float]] = [[] for _ in jobs]  # among the layers, so that all see the same machine
         for number, names in enumerate(groups):
             progress(f"timing layers on {self.engine.name}", number, len(groups))
             rows.append(self._row(names))
-            for so_far, times in zip(whole, self._in_turns(calls, runs=1, warmup=1), strict=True):
+            for so_far, times in zip(whole, self._in_turns(jobs, runs=1, warmup=1), strict=True):
                 so_far.extend(times)
-        for so_far, times in zip(whole, self._in_turns(calls, runs=self.settings.runs), strict=True):
+        for so_far, times in zip(whole, self._in_turns(jobs, runs=self.settings.runs), strict=True):
             so_far.extend(times)
         version, instructions, model = self.machine
         return LatencyTable(
@@ -162,7 +160,7 @@ class _Measuring:
 
         Of the forms of a part the one counts that has the fewest ops in float, then the fastest.
         """
-        tried: list[tuple[Widths, tuple[str, ...], Callable[[], object]]] = []
+        tried: list[tuple[Widths, tuple[str, ...], Job]] = []
         refused: dict[Widths, str] = {}
         for widths, part in parts.items():
             for form in forms(part.model) if self.engine.format == "onnx" else [part.model]:
@@ -173,10 +171,10 @@ class _Measuring:
                     refused[widths] = str(error).replace(f"{self.folder}/", "")
                     continue
                 islands = () if widths == FLOAT else kinds_of(session.float_islands(), part.model, part.ops)
-                tried.append((widths, islands, partial(session.run, inputs)))
+                tried.append((widths, islands, (session, inputs)))
         if not tried:
             return {}, refused
-        call, *times = self._in_turns([self.call, *(run for _, _, run in tried)], runs=self.settings.runs)
+        call, *times = self._in_turns([self.call, *(job for _, _, job in tried)], runs=self.settings.runs)
         found: dict[Widths, Held] = {}
         for (widths, islands, _), each in zip(tried, times, strict=True):
             ms = max(median(each) - median(call), 0.0)
@@ -185,8 +183,8 @@ class _Measuring:
                 found[widths] = Held(ms=ms, runs=self.settings.runs, in_float=islands, what=parts[widths].what)
         return found, {w: text for w, text in refused.items() if w not in found}
 
-    def _in_turns(self, calls: Sequence[Callable[[], object]], *, runs: int, warmup: int = 3) -> list[list[float]]:
-        return in_turns(calls, runs=runs, warmup=warmup, clock=CLOCKS[self.settings.clock])
+    def _in_turns(self, jobs: Sequence[Job], *, runs: int, warmup: int = 3) -> list[list[float]]:
+        return in_turns(jobs, runs=runs, warmup=warmup, clock=CLOCKS[self.settings.clock])
 
     def _network(self, rows: Sequence[LayerLatency], whole: list[list[float]]) -> tuple[NetworkTime, ...]:
         call, *others = whole
@@ -211,7 +209,7 @@ class _Measuring:
             layer=part.signature,
         )  # fmt: skip
 
-    def _loaded(self, model: onnx.ModelProto) -> tuple[Session, list[np.ndarray]]:
+    def _loaded(self, model: onnx.ModelProto) -> Job:
         """A part in the engine, and inputs for it."""
         if self.engine.format == "litert":
             data, taken = litert_part(model)
