@@ -1,12 +1,12 @@
 """Latency of int8 files against the float file, ours beside those of other tools, on each engine.
 
     python tools/bench_latency.py [--networks resnet50 mobilenet_v2 …] [--batches 1 8] [--rival-python PATH]
-        [--litert-python PATH]
+        [--litert-python PATH] [--torchao-python PATH]
 
 Random-weight networks, one float file of each, one set of random images; each tool quantizes them, and all files are
 loaded in one process, twice each, and timed in turns, one thread; the faster load counts. A number is the median over
 the rounds of float time / int8 time (higher is faster), with the lowest and the highest round. The Pythons have the
-rivals: nncf, openvino and onnxruntime; litert-torch and ai-edge-quantizer. Without one, its rivals are left out. Exit
+rivals: nncf, openvino and onnxruntime; litert-torch and ai-edge-quantizer; torchao. Without one, its rivals are left out. Exit
 code 1: ours is slower than the best rival in three rounds of four.
 """
 
@@ -29,6 +29,7 @@ from torch import Tensor
 import isobit
 from bench_networks import random_network
 from bench_output import Table, finish, say
+from bench_sessions import CompiledProgram, LiteRtModel, OpenVinoModel
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import EngineError
 from isobit.core.litert_file import missing, serialized
@@ -45,9 +46,9 @@ from isobit.graph.passes import UnifyGlobalPool
 class Contest:
     """An engine, what isobit exports for it, and who else makes files for it: methods of rivals.py.
 
-    A new engine (inductor, executorch, …) is a row in `CONTESTS`; a new rival (torchao) a function in rivals.py, a row
-    in `RIVALS`, and its Python an option of `main`. An engine whose float file is of a new kind gets it in
-    `write_floats`; one whose own session refuses the files of others gets a session here, as OpenVINO and LiteRT have.
+    A new engine (executorch, …) is a row in `CONTESTS`, a new rival a function in rivals.py, a row in `RIVALS`, and its
+    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float file is of a new kind gets it in
+    `write_floats`; one whose own session refuses the files of others gets one in bench_sessions.py.
     """
 
     target: str
@@ -69,12 +70,14 @@ CONTESTS = {
     "onnxruntime": Contest(target="onnxruntime-x86", rivals=("ort-minmax", "nncf-onnx")),
     "openvino": Contest(target="openvino-cpu", rivals=("ort-minmax", "nncf-onnx", "nncf-openvino")),
     "litert": Contest(target="litert", rivals=("ai-edge",), suffix=".tflite"),
+    "inductor": Contest(target="openvino-cpu", rivals=("torchao-x86",), suffix=".pt2"),
 }
 
 RIVALS = {
     "ort-minmax": Rival(),
     "nncf-onnx": Rival(python="rival_python"),
     "nncf-openvino": Rival(python="rival_python", suffix=".xml"),
+    "torchao-x86": Rival(python="torchao_python", source=".pt2", suffix=".pt2"),
     "ai-edge": Rival(python="litert_python", source=".pt2", suffix=".tflite", fixed_batch=True),
 }
 
@@ -109,63 +112,6 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.middle:.2f} ({self.low:.2f}–{self.high:.2f})"
-
-
-@final
-class CompiledModel:
-    """A file in OpenVINO with any precision hint, also an .xml: what `isobit.engines` does not load."""
-
-    def __init__(self, path: Path, hint: str, threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
-        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-        self._request = compiled.create_infer_request()
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("output",)
-
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        self._request.infer(list(inputs), share_inputs=True)
-        return [np.array(self._request.get_output_tensor(0).data)]
-
-    def kernels(self) -> tuple[Kernel, ...]:
-        return ()
-
-    def float_islands(self) -> tuple[str, ...]:
-        return ()
-
-
-@final
-class LiteRtModel:
-    """A file in LiteRT with XNNPACK, whoever made it: `isobit.engines` checks files first, and knows not all."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        self._interpreter.allocate_tensors()
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("output",)
-
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        (want,), (x,) = self._interpreter.get_input_details(), inputs
-        if tuple(want["shape"]) != x.shape:
-            self._interpreter.resize_tensor_input(want["index"], x.shape, strict=True)
-            self._interpreter.allocate_tensors()
-        self._interpreter.set_tensor(want["index"], x)
-        self._interpreter.invoke()
-        return [self._interpreter.get_tensor(self._interpreter.get_output_details()[0]["index"])]
-
-    def kernels(self) -> tuple[Kernel, ...]:
-        return ()
-
-    def float_islands(self) -> tuple[str, ...]:
-        return ()
 
 
 def write_float(network: str, images: Tensor, folder: Path) -> Path:
@@ -209,11 +155,16 @@ def write_rival(method: str, python: Path | None, model: Path, images: Path, lim
     return out
 
 
-def load(engine: str, path: Path, hint: str, threads: int) -> Session:
+def load(engine: str, path: Path, hint: str, threads: int, tool: str) -> Session:
     """A session of the engine; OpenVINO's and LiteRT's are made alike, whatever file they hold."""
-    if engine == "openvino":
-        return CompiledModel(path, hint, threads)
-    return LiteRtModel(path, threads) if engine == "litert" else ENGINES[engine]().load(path)
+    match engine:
+        case "openvino":
+            return OpenVinoModel(path, hint, threads)
+        case "litert":
+            return LiteRtModel(path, threads)
+        case "inductor" if tool != "isobit":  # isobit's files need signed bytes raised, which its own session does
+            return CompiledProgram(path)
+    return ENGINES[engine]().load(path)
 
 
 def candidates(
@@ -227,7 +178,7 @@ def candidates(
     for hint in HINTS if engine == "openvino" else HINTS[:1]:
         for tool, path in files.items():
             try:
-                sessions = [load(engine, path, hint, threads) for _ in range(LOADS)]
+                sessions = [load(engine, path, hint, threads, tool) for _ in range(LOADS)]
                 sessions[0].run([x])
             except EngineError as error:
                 if tool in ("float", "isobit"):
@@ -331,7 +282,9 @@ def shape_of(network: str, given: Sequence[int] | None) -> Sequence[int]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=IMAGE_NETWORKS)
-    parser.add_argument("--engines", nargs="+", choices=CONTESTS, help="all that are installed if not given")
+    parser.add_argument(
+        "--engines", nargs="+", choices=[n for n in CONTESTS if n in ENGINES], help="default: all installed"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--shape", nargs=3, type=int, help="of one sample, for all networks")
     parser.add_argument("--images", type=int, default=16, help="images to calibrate on")
@@ -340,11 +293,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where other processes want the core too")
     parser.add_argument("--rival-python", type=Path, help="a Python with nncf, openvino and onnxruntime")
     parser.add_argument("--litert-python", type=Path, help="a Python with litert-torch and ai-edge-quantizer")
+    parser.add_argument("--torchao-python", type=Path, help="a Python with torch and torchao")
     parser.add_argument("--keep", type=Path, help="a folder for the files, to look into them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    engines = options.engines or [name for name in CONTESTS if not ENGINES[name]().missing()]
+    engines = options.engines or [n for n in CONTESTS if n in ENGINES and not ENGINES[n]().missing()]
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     skipped: set[str] = set()
     with tempfile.TemporaryDirectory() as temporary:

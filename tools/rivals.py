@@ -1,10 +1,11 @@
-"""Quantize a float network with another tool: ONNX Runtime's `quantize_static`, NNCF, or Google's for LiteRT.
+"""Quantize a float network with another tool: ONNX Runtime's `quantize_static`, NNCF, torchao, Google's for LiteRT.
 
     PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--limit 64] [--batch 1] [--core 0]
 
 PYTHON is one that has the tool (`pip install onnxruntime onnx`, `pip install nncf openvino onnx onnxruntime`, or
-`pip install litert-torch ai-edge-quantizer`): isobit is not imported. OUT is an ONNX file, an OpenVINO one (.xml) for
-`nncf-openvino`, a LiteRT one for `ai-edge`, which starts from a file of torch.export (.pt2) instead. The last line
+`pip install torch torchao`, or `pip install torch litert-torch ai-edge-quantizer`): isobit is not imported. OUT is an
+ONNX file, an OpenVINO one (.xml) for `nncf-openvino`, a LiteRT one for `ai-edge` and one of torch.export (.pt2) for
+`torchao-x86`; these two start from such a file instead of ONNX. The last line
 printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
 counted, and of the whole process.
 """
@@ -124,6 +125,28 @@ def ai_edge(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
     return run
 
 
+def torchao_x86(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """torchao's PT2E quantization of a .pt2 file for inductor on x86, with its defaults."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    program = torch.export.load(model)
+
+    def run() -> None:
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(program.module(), quantizer)
+        with torch.no_grad():
+            for x in batches:
+                prepared(torch.from_numpy(x))
+        two = torch.from_numpy(batches[0]).expand(2, -1, -1, -1).contiguous()
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        torch.export.save(torch.export.export(convert_pt2e(prepared), (two,), dynamic_shapes=dynamic), out)
+
+    return run
+
+
 METHODS: dict[str, Job] = {
     "ort-minmax": onnxruntime_static("MinMax"),
     "ort-percentile": onnxruntime_static("Percentile"),
@@ -133,6 +156,7 @@ METHODS: dict[str, Job] = {
     "nncf-onnx": nncf_on_onnx,
     "nncf-openvino": nncf_on_openvino,
     "ai-edge": ai_edge,
+    "torchao-x86": torchao_x86,
 }
 SUFFIX = {"nncf-openvino": ".xml"}
 
@@ -190,7 +214,12 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    own = {"ort": ("onnxruntime",), "nncf": ("nncf",), "ai": ("litert-torch", "ai-edge-quantizer")}
+    own = {
+        "ort": ("onnxruntime",),
+        "nncf": ("nncf",),
+        "ai": ("litert-torch", "ai-edge-quantizer"),
+        "torchao": ("torchao",),
+    }
     packages = own[options.method.split("-")[0]]
     result = {
         **spent,
