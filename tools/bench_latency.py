@@ -6,8 +6,8 @@
 Random-weight networks, one float file of each, one set of random images; each tool quantizes them, and all files are
 loaded in one process, twice each, and timed in turns, one thread; the faster load counts. A number is the median over
 the rounds of float time / int8 time (higher is faster), with the lowest and the highest round. The Pythons have the
-rivals: nncf, openvino and onnxruntime; litert-torch and ai-edge-quantizer; torchao. Without one, its rivals are left out. Exit
-code 1: ours is slower than the best rival in three rounds of four.
+rivals: nncf, openvino and onnxruntime; litert-torch and ai-edge-quantizer; torchao. Without one, its rivals are left
+out. Exit code 1: ours is slower than the best rival in three rounds of four.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +33,6 @@ from bench_sessions import CompiledProgram, LiteRtModel, OpenVinoModel
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import EngineError
 from isobit.core.litert_file import missing, serialized
-from isobit.core.records import Kernel
 from isobit.engines import ENGINES, Session
 from isobit.engines.latency import interleaved
 from isobit.export import export_float
@@ -47,8 +46,9 @@ class Contest:
     """An engine, what isobit exports for it, and who else makes files for it: methods of rivals.py.
 
     A new engine (executorch, …) is a row in `CONTESTS`, a new rival a function in rivals.py, a row in `RIVALS`, and its
-    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float file is of a new kind gets it in
-    `write_floats`; one whose own session refuses the files of others gets one in bench_sessions.py.
+    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float file
+    is of a new kind gets it in `write_floats`; one whose session refuses the files of others gets one in
+    bench_sessions.py.
     """
 
     target: str

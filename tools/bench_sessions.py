@@ -73,7 +73,7 @@ class CompiledProgram:
     """A file of torch.export in PyTorch's compiler with its weights frozen, whoever made it."""
 
     def __init__(self, path: Path) -> None:
-        import torch.ao.quantization.fx._decomposed  # its ops are in the files
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  # its ops are in the files
 
         self._module = torch.export.load(path).module()
         self._compiled: dict[tuple[int, ...], Any] = {}
@@ -83,14 +83,14 @@ class CompiledProgram:
         return ("output",)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        import torch._inductor
+        from torch import _inductor
 
         (x,) = (torch.from_numpy(x) for x in inputs)
         with torch.no_grad():
             if tuple(x.shape) not in self._compiled:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the compiler about its own code
-                    compiled = torch._inductor.compile(self._module, [x], options={"freezing": True})
+                    compiled = _inductor.compile(self._module, [x], options={"freezing": True})
                 self._compiled[tuple(x.shape)] = compiled
             y = self._compiled[tuple(x.shape)](x)
         return [(y if isinstance(y, torch.Tensor) else y[0]).numpy()]
