@@ -46,8 +46,8 @@ class Contest:
     """An engine, what isobit exports for it, and who else makes files for it: methods of rivals.py.
 
     A new engine (executorch, …) is a row in `CONTESTS`, a new rival a function in rivals.py, a row in `RIVALS`, and its
-    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float file
-    is of a new kind gets it in `write_floats`; one whose session refuses the files of others gets one in
+    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float
+    file is of a new kind gets it in `write_floats`; one whose session refuses the files of others gets one in
     bench_sessions.py.
     """
 
