@@ -1,47 +1,91 @@
-"""Latency of int8 files against the float file, ours beside those of ONNX Runtime's quantizer and of NNCF.
+"""Latency of int8 files against the float file, ours beside those of other tools, on each engine.
 
-    python tools/bench_latency.py [--networks resnet50 mobilenet_v2] [--batches 1 8] [--rival-python PATH]
+    python tools/bench_latency.py [--networks resnet50 mobilenet_v2 …] [--batches 1 8] [--rival-python PATH]
+        [--litert-python PATH] [--torchao-python PATH]
 
-One random-weight network, one float ONNX file, one set of random images; each tool quantizes them, and all files are
+Random-weight networks, one float file of each, one set of random images; each tool quantizes them, and all files are
 loaded in one process, twice each, and timed in turns, one thread; the faster load counts. A number is the median over
-the rounds of float time / int8 time (higher is faster), with the lowest and the highest round. PATH is a Python with
-nncf, openvino and onnxruntime; without it NNCF is left out. Exit code 1: ours is slower than the best rival in three
-rounds of four.
+the rounds of float time / int8 time (higher is faster), with the lowest and the highest round. The Pythons have the
+rivals: nncf, openvino and onnxruntime; litert-torch and ai-edge-quantizer; torchao. Without one, its rivals are left
+out. Exit code 1: ours is slower than the best rival in three rounds of four.
 """
 
 import argparse
-import itertools
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, final
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 import isobit
 from bench_networks import random_network
 from bench_output import Table, finish, say
+from bench_sessions import CompiledProgram, LiteRtModel, OpenVinoModel
 from isobit.benchmark.models import MODELS
 from isobit.core.errors import EngineError
-from isobit.core.records import Kernel
+from isobit.core.litert_file import missing, serialized
 from isobit.engines import ENGINES, Session
 from isobit.engines.latency import interleaved
 from isobit.export import export_float
+from isobit.export.litert import translate
 from isobit.graph.capture import capture
 from isobit.graph.passes import UnifyGlobalPool
 
-TARGETS = {"onnxruntime": "onnxruntime-x86", "openvino": "openvino-cpu"}
-RIVALS = {
-    "onnxruntime": ("ort-minmax", "nncf-onnx"),
-    "openvino": ("ort-minmax", "nncf-onnx", "nncf-openvino"),
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """An engine, what isobit exports for it, and who else makes files for it: methods of rivals.py.
+
+    A new engine (executorch, …) is a row in `CONTESTS`, a new rival a function in rivals.py, a row in `RIVALS`, and its
+    Python an option of `main`. A row of an engine that this isobit does not have is left out. An engine whose float
+    file is of a new kind gets it in `write_floats`; one whose session refuses the files of others gets one in
+    bench_sessions.py.
+    """
+
+    target: str
+    rivals: tuple[str, ...]
+    suffix: str = ".onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Which option names its Python, "" for this one; what it starts from; whether its files have one batch size."""
+
+    python: str = ""
+    source: str = ".onnx"
+    suffix: str = ".onnx"
+    fixed_batch: bool = False
+
+
+CONTESTS = {
+    "onnxruntime": Contest(target="onnxruntime-x86", rivals=("ort-minmax", "nncf-onnx")),
+    "openvino": Contest(target="openvino-cpu", rivals=("ort-minmax", "nncf-onnx", "nncf-openvino")),
+    "litert": Contest(target="litert", rivals=("ai-edge",), suffix=".tflite"),
+    "inductor": Contest(target="openvino-cpu", rivals=("torchao-x86",), suffix=".pt2"),
 }
+
+RIVALS = {
+    "ort-minmax": Rival(),
+    "nncf-onnx": Rival(python="rival_python"),
+    "nncf-openvino": Rival(python="rival_python", suffix=".xml"),
+    "torchao-x86": Rival(python="torchao_python", source=".pt2", suffix=".pt2"),
+    "ai-edge": Rival(python="litert_python", source=".pt2", suffix=".tflite", fixed_batch=True),
+}
+
+SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "tiny_resnet8": (3, 32, 32)}
+"""Of one sample, by the first letters of a network's name; 3 × 224 × 224 for all others."""
+
+NETWORKS = ("resnet50", "mobilenet_v2", "squeezenet1_1", "cifar10_resnet20", "vit_tiny")
+IMAGE_NETWORKS = tuple(name for name in MODELS if not name.startswith("bert"))
 HINTS = ("f32", "bf16")
 LOADS = 2
 """Sessions of each file: where its memory lies makes one slower than another of the same file."""
@@ -70,62 +114,56 @@ class Ratio:
         return f"{self.middle:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
-@final
-class CompiledModel:
-    """A file in OpenVINO with any precision hint, also an .xml: what `isobit.engines` does not load."""
-
-    def __init__(self, path: Path, hint: str, threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
-        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-        self._request = compiled.create_infer_request()
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("output",)
-
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        self._request.infer(list(inputs), share_inputs=True)
-        return [np.array(self._request.get_output_tensor(0).data)]
-
-    def kernels(self) -> tuple[Kernel, ...]:
-        return ()
-
-    def float_islands(self) -> tuple[str, ...]:
-        return ()
-
-
 def write_float(network: str, images: Tensor, folder: Path) -> Path:
-    """The float network as ONNX, batch norm folded and global pooling as one op: what every rival starts from."""
+    """The float network as ONNX, batch norm folded and global pooling as one op."""
     captured = capture(random_network(network), images[:2])
     UnifyGlobalPool().apply(captured)
     return export_float(captured, folder / f"{network}.onnx", example=(images[:2],))
 
 
-def write_ours(network: str, images: Tensor, target: str, folder: Path) -> Path:
+def write_floats(network: str, images: Tensor, folder: Path) -> dict[str, Path]:
+    """The float network as the rivals and engines want it, by suffix: ONNX, LiteRT, and a file of torch.export."""
+    found = {".onnx": write_float(network, images, folder), ".pt2": folder / f"{network}.pt2"}
+    batch = torch.export.Dim.DYNAMIC
+    program = torch.export.export(random_network(network), (images[:2],), dynamic_shapes=({0: batch},))
+    torch.export.save(program, found[".pt2"])
+    if not missing():
+        found[".tflite"] = folder / f"{network}.tflite"
+        found[".tflite"].write_bytes(serialized(translate(onnx.load(found[".onnx"]), {})))
+    return found
+
+
+def write_ours(network: str, images: Tensor, contest: Contest, folder: Path) -> Path:
     """Our file, from the same weights and images."""
-    model = isobit.quantize(random_network(network), list(torch.split(images, 4)), target=target)
-    return Path(isobit.export(model, folder / f"{network}.{target}.onnx").path)
+    model = isobit.quantize(random_network(network), list(torch.split(images, 4)), target=contest.target)
+    return Path(isobit.export(model, folder / f"{network}.{contest.target}{contest.suffix}").path)
 
 
-def write_rival(method: str, python: Path | None, model: Path, images: Path, limit: int) -> Path | None:
-    """A rival's file, made in a process of its own; None where no Python with that tool is given."""
-    if python is None and method.startswith("nncf"):
-        return None
-    suffix = ".xml" if method == "nncf-openvino" else ".onnx"
-    out = model.with_name(f"{model.stem}.{method}{suffix}")
+def write_rival(method: str, python: Path | None, model: Path, images: Path, limit: int, batch: int = 1) -> Path | str:
+    """A rival's file, made in a process of its own; or why there is none."""
+    rival = RIVALS[method]
+    if python is None and rival.python:
+        return f"{method} was left out: no --{rival.python.replace('_', '-')}."
+    out = model.with_name(f"{model.stem}.{method}{batch if rival.fixed_batch else ''}{rival.suffix}")
     tool = Path(__file__).with_name("rivals.py")
     command = [python or sys.executable, tool, method, model, images, out, "--limit", limit]
-    subprocess.run([str(x) for x in command], check=True, capture_output=True)
+    command += ["--batch", batch] if rival.fixed_batch else []
+    done = subprocess.run([str(x) for x in command], check=False, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no text"]
+        return f"{method} made no file of {model.stem}: {last[0][:200]}"
     return out
 
 
-def load(engine: str, path: Path, hint: str, threads: int) -> Session:
-    """A session of the engine; OpenVINO's are all made alike, whatever file they hold."""
-    if engine == "openvino":
-        return CompiledModel(path, hint, threads)
+def load(engine: str, path: Path, hint: str, threads: int, tool: str) -> Session:
+    """A session of the engine; OpenVINO's and LiteRT's are made alike, whatever file they hold."""
+    match engine:
+        case "openvino":
+            return OpenVinoModel(path, hint, threads)
+        case "litert":
+            return LiteRtModel(path, threads)
+        case "inductor" if tool != "isobit":  # isobit's files need signed bytes raised, which its own session does
+            return CompiledProgram(path)
     return ENGINES[engine]().load(path)
 
 
@@ -140,7 +178,7 @@ def candidates(
     for hint in HINTS if engine == "openvino" else HINTS[:1]:
         for tool, path in files.items():
             try:
-                sessions = [load(engine, path, hint, threads) for _ in range(LOADS)]
+                sessions = [load(engine, path, hint, threads, tool) for _ in range(LOADS)]
                 sessions[0].run([x])
             except EngineError as error:
                 if tool in ("float", "isobit"):
@@ -205,60 +243,85 @@ def table(engine: str, records: list[dict[str, Any]], notes: tuple[str, ...]) ->
     return Table(title=f"Latency on {engine}", columns=columns, rows=tuple(body), notes=notes)
 
 
+def contests(
+    network: str, engines: list[str], folder: Path, options: argparse.Namespace
+) -> Iterator[tuple[str, list[dict[str, Any]], set[str]]]:
+    """Make all files of a network and measure them; per engine and batch size its records, and what was left out."""
+    images = torch.randn(options.images, *shape_of(network, options.shape), generator=torch.Generator().manual_seed(0))
+    np.save(folder / f"{network}.npy", images.numpy())
+    floats = write_floats(network, images, folder)
+    made: dict[tuple[str, int], Path | str] = {}
+    for engine in engines:
+        contest = CONTESTS[engine]
+        ours = write_ours(network, images, contest, folder)
+        for batch in options.batches:
+            say(f"{network} on {engine}, batch {batch}")
+            rivals: dict[str, Path | str] = {}
+            for method in contest.rivals:
+                rival = RIVALS[method]
+                key = (method, batch if rival.fixed_batch else 1)
+                if key not in made:
+                    python = getattr(options, rival.python) if rival.python else None
+                    source, seen = floats[rival.source], folder / f"{network}.npy"
+                    made[key] = write_rival(method, python, source, seen, options.images, key[1])
+                rivals[method] = made[key]
+            files = {m: path for m, path in rivals.items() if isinstance(path, Path)}
+            x = np.ascontiguousarray(images[:1].expand(batch, -1, -1, -1).numpy())
+            loaded, refused = candidates(engine, {"float": floats[contest.suffix], "isobit": ours, **files}, x)
+            runs = max(2, options.runs // batch)
+            times = measure(loaded, x, rounds=options.rounds, runs=runs, clock=CLOCKS[options.clock])
+            left_out = {text for text in rivals.values() if isinstance(text, str)} | set(refused)
+            yield engine, rows(network, batch, times), left_out
+
+
+def shape_of(network: str, given: Sequence[int] | None) -> Sequence[int]:
+    """The shape of one sample."""
+    return given or next((s for name, s in SHAPES.items() if network.startswith(name)), (3, 224, 224))
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet50", "mobilenet_v2"], choices=MODELS)
-    parser.add_argument("--engines", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=IMAGE_NETWORKS)
+    parser.add_argument(
+        "--engines", nargs="+", choices=[n for n in CONTESTS if n in ENGINES], help="default: all installed"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--shape", nargs=3, type=int, default=[3, 224, 224])
+    parser.add_argument("--shape", nargs=3, type=int, help="of one sample, for all networks")
     parser.add_argument("--images", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--runs", type=int, default=10, help="runs of each file in a round, batch 1; fewer for more")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where other processes want the core too")
     parser.add_argument("--rival-python", type=Path, help="a Python with nncf, openvino and onnxruntime")
+    parser.add_argument("--litert-python", type=Path, help="a Python with litert-torch and ai-edge-quantizer")
+    parser.add_argument("--torchao-python", type=Path, help="a Python with torch and torchao")
     parser.add_argument("--keep", type=Path, help="a folder for the files, to look into them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    images = torch.randn(options.images, *options.shape, generator=torch.Generator().manual_seed(0))
-    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in options.engines}
+    engines = options.engines or [n for n in CONTESTS if n in ENGINES and not ENGINES[n]().missing()]
+    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     skipped: set[str] = set()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "images.npy", images.numpy())
         for network in options.networks:
-            model = write_float(network, images, folder)
-            made = {
-                m: write_rival(m, options.rival_python, model, folder / "images.npy", options.images)
-                for m in dict.fromkeys(itertools.chain(*(RIVALS[e] for e in options.engines)))
-            }
-            skipped |= {f"{m} was left out: no --rival-python." for m, path in made.items() if path is None}
-            for engine in options.engines:
-                ours = write_ours(network, images, TARGETS[engine], folder)
-                rivals = {m: path for m in RIVALS[engine] if (path := made[m]) is not None}
-                loaded, refused = candidates(engine, {"float": model, "isobit": ours, **rivals}, images[:1].numpy())
-                skipped |= set(refused)
-                for batch in options.batches:
-                    say(f"{network} on {engine}, batch {batch}")
-                    x = np.ascontiguousarray(images[:1].expand(batch, -1, -1, -1).numpy())
-                    runs = max(2, options.runs // batch)
-                    times = measure(loaded, x, rounds=options.rounds, runs=runs, clock=CLOCKS[options.clock])
-                    found[engine] += rows(network, batch, times)
+            for engine, records, left_out in contests(network, engines, folder, options):
+                found[engine] += records
+                skipped |= left_out
     notes = (
         f"{options.rounds} rounds in turns, one thread, {options.clock} time; median (lowest–highest) of the rounds.",
         *sorted(skipped),
     )
-    tables = [table(engine, found[engine], notes) for engine in options.engines]
+    tables = [table(engine, found[engine], notes) for engine in engines]
     missed = [
         f"{r['network']} batch {r['batch']} on {engine} ({r['hint']}): {r['rival']} is faster, {r['against']}"
-        for engine in options.engines
+        for engine in engines
         for r in found[engine]
         if "against" in r and r["against"].upper < 1
     ]
     plain = [
         {k: v if not isinstance(v, (dict, Ratio)) else str(v) for k, v in r.items()} | {"engine": engine}
-        for engine in options.engines
+        for engine in engines
         for r in found[engine]
     ]
     return finish(tables, json_file=options.json, records=plain, failed=missed)

@@ -1,9 +1,11 @@
-"""Quantize a float ONNX file with another tool: ONNX Runtime's `quantize_static`, or NNCF. The bench tools call it.
+"""Quantize a float network with another tool: ONNX Runtime's `quantize_static`, NNCF, torchao, Google's for LiteRT.
 
-    PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--images 64] [--batch 1] [--core 0]
+    PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--limit 64] [--batch 1] [--core 0]
 
-PYTHON is one that has the tool (`pip install onnxruntime onnx`, or `pip install nncf openvino onnx onnxruntime`):
-neither isobit nor PyTorch is imported. OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`. The last line
+PYTHON is one that has the tool (`pip install onnxruntime onnx`, `pip install nncf openvino onnx onnxruntime`, or
+`pip install torch torchao`, or `pip install torch litert-torch ai-edge-quantizer`): isobit is not imported. OUT is an
+ONNX file, an OpenVINO one (.xml) for `nncf-openvino`, a LiteRT one for `ai-edge` and one of torch.export (.pt2) for
+`torchao-x86`; these two start from such a file instead of ONNX. The last line
 printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
 counted, and of the whole process.
 """
@@ -99,6 +101,52 @@ def nncf_on_openvino(model: Path, batches: Arrays, out: Path) -> Callable[[], No
     return run
 
 
+def ai_edge(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """litert-torch's conversion of a .pt2 file at this batch, ai-edge-quantizer's static int8, float at both ends."""
+    import litert_torch
+    import torch
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from ai_edge_quantizer.utils import tfl_interpreter_utils
+
+    program = torch.export.load(model)
+    plain = out.with_suffix(".float.tflite")
+
+    def run() -> None:
+        litert_torch.convert(program.module(), (torch.from_numpy(batches[0]),)).export(str(plain))
+        signatures = tfl_interpreter_utils.create_tfl_interpreter(str(plain)).get_signature_list()
+        key, ends = next(iter(signatures.items()))
+        job = quantizer.Quantizer(str(plain))
+        job.load_quantization_recipe(recipe.static_wi8_ai8())
+        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            job.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key="no_quantize")
+        seen = job.calibrate({key: [{ends["inputs"][0]: x} for x in batches]}, num_threads=1)
+        job.quantize(seen).export_model(str(out), overwrite=True)
+
+    return run
+
+
+def torchao_x86(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """torchao's PT2E quantization of a .pt2 file for inductor on x86, with its defaults."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    program = torch.export.load(model)
+
+    def run() -> None:
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(program.module(), quantizer)
+        with torch.no_grad():
+            for x in batches:
+                prepared(torch.from_numpy(x))
+        two = torch.from_numpy(batches[0]).expand(2, -1, -1, -1).contiguous()
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        torch.export.save(torch.export.export(convert_pt2e(prepared), (two,), dynamic_shapes=dynamic), out)
+
+    return run
+
+
 METHODS: dict[str, Job] = {
     "ort-minmax": onnxruntime_static("MinMax"),
     "ort-percentile": onnxruntime_static("Percentile"),
@@ -107,6 +155,8 @@ METHODS: dict[str, Job] = {
     "ort-defaults": onnxruntime_defaults,
     "nncf-onnx": nncf_on_onnx,
     "nncf-openvino": nncf_on_openvino,
+    "ai-edge": ai_edge,
+    "torchao-x86": torchao_x86,
 }
 SUFFIX = {"nncf-openvino": ".xml"}
 
@@ -164,9 +214,13 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    packages = [
-        p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))
-    ]
+    own = {
+        "ort": ("onnxruntime",),
+        "nncf": ("nncf",),
+        "ai": ("litert-torch", "ai-edge-quantizer"),
+        "torchao": ("torchao",),
+    }
+    packages = own[options.method.split("-")[0]]
     result = {
         **spent,
         "peak_mb": memory("VmHWM"),

@@ -6,7 +6,7 @@ import pytest
 
 from isobit.core.errors import SettingError
 from isobit.core.records import Kernel
-from isobit.engines.latency import interleaved, latency
+from isobit.engines.latency import CLOCKS, in_turns, interleaved, latency
 
 
 class Sleeper:
@@ -45,3 +45,19 @@ def test_runs_take_turns_and_the_ratio_is_that_of_the_medians() -> None:
 def test_no_run_is_an_error() -> None:
     with pytest.raises(SettingError, match="at least 1 run"):
         interleaved([], [], runs=0)
+
+
+def test_the_clock_that_is_given_counts_and_warmup_does_not() -> None:
+    now = 0.0
+
+    class Advances(Sleeper):
+        def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+            nonlocal now
+            now += self.seconds * len(inputs)
+            return []
+
+    job = Advances("job", 0.25, [])
+    jobs = [(job, [np.zeros(1)]), (job, [np.zeros(1)] * 2)]
+    assert in_turns(jobs, runs=3, warmup=2, clock=lambda: now) == [[250.0] * 3, [500.0] * 3]
+    assert now == 5 * 0.75
+    assert set(CLOCKS) == {"wall", "cpu"}

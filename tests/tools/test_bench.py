@@ -134,6 +134,33 @@ def test_latency_of_a_small_network(tmp_path: Path) -> None:
     assert "nncf-onnx was left out: no --rival-python." in found["tables"][0]["notes"]
 
 
+def test_latency_on_litert_and_why_there_is_no_rival(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    arguments = ("--networks", "digits_resnet", "--batches", "1", "2", "--images", "8", "--clock", "cpu")
+    more = ("--rounds", "2", "--runs", "3", "--engines", "litert", "--litert-python", sys.executable)
+    code, found = run("bench_latency", *arguments, *more, out=tmp_path)
+    assert code == 0, "nobody is faster where nobody else is"
+    assert [(r["tool"], r["batch"]) for r in found["records"]] == [("isobit", 1), ("isobit", 2)]
+    (table,) = found["tables"]
+    reason = "ai-edge made no file of digits_resnet: ModuleNotFoundError: No module named 'litert_torch'"
+    assert reason in table["notes"]
+
+
+def test_every_contest_has_a_target_and_rivals_that_exist() -> None:
+    bench, rivals = importlib.import_module("bench_latency"), importlib.import_module("rivals")
+    targets, engines = importlib.import_module("isobit.targets"), importlib.import_module("isobit.engines")
+    assert set(bench.RIVALS) <= set(rivals.METHODS)
+    assert {r for c in bench.CONTESTS.values() for r in c.rivals} == set(bench.RIVALS)
+    for name, contest in bench.CONTESTS.items():
+        assert contest.target in targets.TARGETS
+        if name in engines.ENGINES and name != "inductor":
+            assert name in targets.TARGETS[contest.target].engines
+    assert bench.shape_of("cifar10_resnet20", None) == (3, 32, 32)
+    assert bench.shape_of("vit_tiny", None) == (3, 224, 224)
+    assert bench.shape_of("vit_tiny", [3, 32, 32]) == [3, 32, 32]
+    assert set(bench.NETWORKS) <= set(bench.IMAGE_NETWORKS)
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     bench = importlib.import_module("bench_latency")
     times = [

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from isobit.cli import analyze, bench, demo, engines, quantize, targets, train, verify
+from isobit.cli import analyze, bench, demo, engines, latency, quantize, targets, train, verify
 from isobit.cli.group import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command(epilog=quantize.EPILOG)(quantize.quantize)
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=analyze.EPILOG)(analyze.analyze)
+app.command(epilog=latency.EPILOG)(latency.latency)
 app.command(epilog=train.EPILOG)(train.train)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=demo.EPILOG)(demo.demo)

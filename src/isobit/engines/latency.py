@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter, process_time
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,14 @@ from isobit.core.errors import SettingError
 from isobit.core.records import Latency
 from isobit.engines.apart import ApartSession
 from isobit.engines.base import Session
+
+Clock = Literal["wall", "cpu"]
+
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": perf_counter, "cpu": process_time}
+"""What measures: with `cpu` the time of this process alone counts, for one thread on a machine that others use too."""
+
+Job = tuple[Session, Sequence[np.ndarray]]
+"""A session and its inputs."""
 
 
 def interleaved(
@@ -20,19 +29,30 @@ def interleaved(
     warmup: int = 3,
     clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
-    """The milliseconds of every run of every session, taken in turns: what slows the machine down hits all alike.
+    """The milliseconds of every run of every session on the same inputs, as `in_turns` measures them."""
+    return in_turns([(session, inputs) for session in sessions], runs=runs, warmup=warmup, clock=clock)
+
+
+def in_turns(
+    jobs: Sequence[Job],
+    *,
+    runs: int = 20,
+    warmup: int = 3,
+    clock: Callable[[], float] = perf_counter,
+) -> list[list[float]]:
+    """The milliseconds of every run of every job, taken in turns: what slows the machine down hits all alike.
 
     With one thread, `time.process_time` as `clock` leaves out the time in which other processes had the core. Where a
     worker process runs the file, its own time counts, without the pipe.
     """
     if runs < 1:
         raise SettingError(f"latency needs at least 1 run, got {runs}")
-    for session in sessions:
+    for session, inputs in jobs:
         for _ in range(warmup):
             session.run(inputs)
-    times: list[list[float]] = [[] for _ in sessions]
+    times: list[list[float]] = [[] for _ in jobs]
     for _ in range(runs):
-        for session, list_of_times in zip(sessions, times, strict=True):
+        for (session, inputs), list_of_times in zip(jobs, times, strict=True):
             start = clock()
             session.run(inputs)
             elapsed = (clock() - start) * 1e3

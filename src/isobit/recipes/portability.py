@@ -61,7 +61,7 @@ def portability(
     seen = list(batches(random_inputs(file) if data is None else data, name="verification data"))
     answers = _Answers(output_step(file))
     rows = []
-    with _in_formats(path) as files:
+    with in_formats(path) as files:
         for done, (name, engine) in enumerate(chosen.items(), start=1):
             try:
                 rows.append(_row(name, engine, files(engine.format), model, seen, answers, runs))
@@ -86,7 +86,7 @@ def _chosen(path: Path, engines: Sequence[str] | Mapping[str, Engine] | None) ->
 
 
 @contextmanager
-def _in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
+def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
     """A function from a format to the file in that format, translated once."""
     with tempfile.TemporaryDirectory() as folder:
         made: dict[str, Path] = {format_of(path): path}
