@@ -9,6 +9,7 @@ from isobit.export.ncnn_table import NcnnTable
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
 from isobit.export.protocol import Exporter, Reader
+from isobit.export.pt2e import Pt2e
 from isobit.export.qoperator import OnnxQOperator
 from isobit.export.signed_qdq import TensorRtQdq, VitisQdq
 from isobit.export.tengine_scales import TengineScales
@@ -17,6 +18,7 @@ from isobit.export.tensorrt_text import TensorRtCache, TensorRtRanges
 EXPORTERS: dict[str, type[Exporter]] = {
     "onnx": OnnxQdq,
     "litert": LiteRtFile,
+    "pt2e": Pt2e,
     "onnx-qoperator": OnnxQOperator,
     "openvino": OpenVinoIr,
     "tensorrt": TensorRtQdq,
@@ -32,6 +34,7 @@ EXPORTERS: dict[str, type[Exporter]] = {
 }
 
 READERS: dict[str, type[Reader]] = {
+    "pt2e": Pt2e,
     "openvino": OpenVinoIr,
     "tensorrt": TensorRtQdq,
     "tensorrt-cache": TensorRtCache,
