@@ -41,8 +41,9 @@ check: $(VENV)/.dev ## linters alone: ruff, mypy, the direction of imports, the 
 	$(BIN)/lint-imports
 	$(BIN)/python tools/size.py > /dev/null
 
-engines: $(VENV)/.dev ## which engines are installed here, and their versions
-	@$(BIN)/python tools/engines.py
+engines: $(VENV)/.dev ## install the engines that this machine can have, each where it conflicts with none, and test them
+	@ISOBIT_TORCH_INDEX="$(or $(word 3,$(TORCH)),$(ISOBIT_TORCH_INDEX))" $(BIN)/isobit engines --install all; found=$$?; \
+	$(BIN)/python -m pytest -m "not slow" tests/engines tests/contracts/test_engines.py && exit $$found
 
 isa: $(VENV)/.dev ## the proofs of saturation on emulated machines, AVX2 without VNNI and Arm64, set up in out/isa (Debian)
 	$(BIN)/python tools/isa.py out/isa

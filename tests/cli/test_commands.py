@@ -30,7 +30,7 @@ def test_help_is_quick_and_complete() -> None:
     """No command's import may pull torch in: it takes seconds."""
     script = "import sys; from isobit.cli.app import app; print('torch' in sys.modules, 'onnx' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).split() == ["False", "False"]
-    for command in ("quantize", "verify", "analyze", "train", "bench", "targets", "demo"):
+    for command in ("quantize", "verify", "analyze", "train", "bench", "targets", "engines", "demo"):
         text = invoke(f"{command} --help").stdout
         assert "Examples:" in text
         assert f"  isobit {command}" in text

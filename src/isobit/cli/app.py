@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from isobit.cli import analyze, bench, demo, quantize, targets, train, verify
+from isobit.cli import analyze, bench, demo, engines, quantize, targets, train, verify
 from isobit.cli.group import Commands
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command(epilog=train.EPILOG)(train.train)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=targets.EPILOG)(targets.targets)
+app.command(epilog=engines.EPILOG)(engines.engines)
 
 
 def _version(wanted: bool) -> None:

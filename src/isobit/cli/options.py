@@ -243,7 +243,7 @@ EngineName = Annotated[
         "--engine",
         "-e",
         metavar="NAME",
-        help="onnxruntime, openvino, litert, litert-reference or fake. [default: the target's first that is installed]",
+        help="One of `isobit engines`. [default: the target's first that is installed]",
         show_default=False,
     ),
 ]

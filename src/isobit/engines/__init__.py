@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 
+from isobit.engines.apart import Apart
 from isobit.engines.base import Engine, Session
 from isobit.engines.fake import Fake
 from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino
+from isobit.engines.qnn import qnn_htp
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "litert": LiteRt,
     "litert-reference": reference_kernels,
+    "qnn-htp": qnn_htp,
     "fake": Fake,
 }
 
-__all__ = ["ENGINES", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]
+__all__ = ["ENGINES", "Apart", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]
