@@ -212,6 +212,18 @@ XNNPACK = replace(
 )
 """LiteRT's default on CPUs, and ExecuTorch's: float multipliers, but for Add. Measured: no mismatch."""
 
+INDUCTOR = Arithmetic(
+    requantize=ThroughFloat(),
+    quantize=Reciprocal(),
+    add=ThroughFloat(),
+    global_average=ThroughFloat(),
+    concat=ThroughFloat(),
+    clamps=True,
+    twins=False,
+    older_pair_bits=16,
+)
+"""PyTorch's compiler on x86, with oneDNN: what a PT2E program says literally."""
+
 LITERT_REFERENCE = replace(
     GEMMLOWP,
     quantize=HalfAway(),

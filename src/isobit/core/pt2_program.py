@@ -44,7 +44,7 @@ _NAME = "isobit.name"
 
 
 def module_of(program: Pt2, *, outputs: Sequence[str] | None = None) -> fx.GraphModule:
-    """The program as a module that returns the tensors `outputs`, by default those that the program returns.
+    """The program as a module that returns what the program does, or a tuple of the tensors `outputs`.
 
     Raises UnsupportedError for an op that isobit does not know, ArtifactError for arguments that it does not take.
     """
@@ -72,7 +72,8 @@ def module_of(program: Pt2, *, outputs: Sequence[str] | None = None) -> fx.Graph
         if name in program.constants and name not in nodes:
             root[name] = program.constants[name]
             nodes[name] = graph.create_node("get_attr", name, name=name)
-    graph.output(nodes[wanted[0]] if len(wanted) == 1 else tuple(nodes[name] for name in wanted))
+    found = tuple(nodes[name] for name in wanted)
+    graph.output(found[0] if outputs is None and len(found) == 1 else found)
     return fx.GraphModule(root, graph)
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from isobit.engines.apart import Apart
 from isobit.engines.base import Engine, Session
+from isobit.engines.executorch import executorch
 from isobit.engines.fake import Fake
+from isobit.engines.inductor import Inductor
 from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino
@@ -15,8 +17,10 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "openvino": OpenVino,
     "litert": LiteRt,
     "litert-reference": reference_kernels,
+    "inductor": Inductor,
+    "executorch": executorch,
     "qnn-htp": qnn_htp,
     "fake": Fake,
 }
 
-__all__ = ["ENGINES", "Apart", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]
+__all__ = ["ENGINES", "Apart", "Engine", "Fake", "Inductor", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]

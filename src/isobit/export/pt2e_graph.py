@@ -106,12 +106,15 @@ class Translation:
             raise UnsupportedError(f"PT2E: {node.name} ({node.op}) computes on integers and has no form")
         return self.keep(name, self.graph.constants[name])
 
-    def padded(self, name: str, node: Node, pads: Sequence[int]) -> fx.Node:
-        """The same with zeros around it: of a quantized tensor the integers are padded, so that a layer reads those."""
+    def padded(self, name: str, node: Node, pads: Sequence[int], *, lowest: bool = False) -> fx.Node:
+        """The same with zeros around it, or the lowest value: of a quantized tensor the integers are padded, so that
+        the op reads those."""
         if name not in self._views:
-            return self.call(ATEN.constant_pad_nd.default, (self.read(name, node), list(pads), 0.0), node, "pad")
+            value = -float("inf") if lowest else 0.0
+            return self.call(ATEN.constant_pad_nd.default, (self.read(name, node), list(pads), value), node, "pad")
         x, grid = self._integers[self._views[name]]
-        wider = self.call(ATEN.constant_pad_nd.default, (x, list(pads), grid.zero_point), node, "pad")
+        level = grid.low if lowest else grid.zero_point
+        wider = self.call(ATEN.constant_pad_nd.default, (x, list(pads), level), node, "pad")
         return self._dequantized(wider, grid, node)
 
     def _dequantized(self, x: fx.Node, grid: Grid, node: Node) -> fx.Node:

@@ -159,15 +159,19 @@ def plain(function: Any, *arguments: Any) -> Translator:
 
 
 def max_pool(t: Translation, node: Node) -> None:
-    """max_pool1d or max_pool2d."""
-    x, kernel = t.read(node.inputs[0], node), node.ints("kernel_shape", [])
-    n = len(kernel)
-    pads, plain = node.ints("pads", [0] * (2 * n)), node.attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
-    if not plain or pads[:n] != pads[n:] or any(p > k // 2 for p, k in zip(pads, kernel, strict=False)) or n > 2:
-        raise UnsupportedError(f"PT2E: {node.name} is a max pooling whose padding ATen has not")
+    """max_pool1d or max_pool2d; pads that differ before and behind, and those of ceil_mode, are written out."""
+    shape = t.shape(node.inputs[0])
+    window = window_of(node, [s or 1 for s in shape], node.ints("kernel_shape", []))
+    n, pads = len(window.kernel), list(window.before)
+    if n > 2:
+        raise UnsupportedError(f"PT2E: {node.name} is a max pooling over {n} dimensions")
+    if window.before == window.after and all(p <= k // 2 for p, k in zip(pads, window.kernel, strict=True)):
+        x = t.read(node.inputs[0], node)
+    else:
+        x = t.padded(node.inputs[0], node, window.torch_pads(len(shape)), lowest=True)
+        pads = [0] * n
     function = {1: ATEN.max_pool1d.default, 2: ATEN.max_pool2d.default}[n]
-    ones, ceil = [1] * n, bool(node.attributes.get("ceil_mode", 0))
-    sizes = (kernel, node.ints("strides", ones), pads[:n], node.ints("dilations", ones), ceil)
+    sizes = (list(window.kernel), list(window.strides), pads, list(window.dilations))
     t.result(node, t.call(function, (x, *sizes), node))
 
 

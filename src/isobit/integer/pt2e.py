@@ -1,7 +1,7 @@
 """PT2E programs as QDQ graphs: what the integer reference evaluates, and what everything that reads ONNX understands.
 
-The result of quantize_per_tensor becomes that of a QuantizeLinear of its name, with a Clip behind it where the op keeps
-fewer levels than its type has. A float bias that is whole multiples of s_x · s_w, to the bit, becomes int32.
+The result of quantize_per_tensor becomes that of a QuantizeLinear of its name, with a Clip in front of it where the op
+keeps fewer levels than its type has. A float bias that is whole multiples of s_x · s_w, to the bit, becomes int32.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto
 
 from isobit.core.errors import UnsupportedError
-from isobit.core.pt2_file import Call, Ref
+from isobit.core.pt2_file import Call
 from isobit.integer.pt2e_moves import (
     concat,
     cut,
@@ -32,22 +32,23 @@ TYPES = {torch.uint8: np.uint8, torch.int8: np.int8, torch.uint16: np.uint16, to
 
 
 def quantize(r: "Reading", call: Call) -> None:
-    """QuantizeLinear, and a Clip of the integers where they keep fewer levels than their type has."""
+    """QuantizeLinear, behind a Clip where it keeps fewer levels than its type has."""
     a, (result,) = call.arguments, call.results
     kind = _kind(call)
     limits = np.iinfo(kind)
     low, high = int(a["quant_min"]), int(a["quant_max"])
     scale: np.ndarray = np.asarray(a["scale"], np.float32)
     zero_point: np.ndarray = np.asarray(a["zero_point"], kind)
-    inputs = [r.operand(a["input"]), r.initializer(f"{result}/scale", scale)]
-    inputs.append(r.initializer(f"{result}/zero_point", zero_point))
+    x = r.operand(a["input"])
+    if (low, high) != (limits.min, limits.max):
+        ends = [
+            r.initializer(f"{result}/{word}", np.asarray((end - int(zero_point)) * scale, np.float32))
+            for word, end in (("lowest", low), ("highest", high))
+        ]
+        x = r.add("Clip", [x, *ends], f"{result}/clipped")
+    inputs = [x, r.initializer(f"{result}/scale", scale), r.initializer(f"{result}/zero_point", zero_point)]
     r.add("QuantizeLinear", inputs, result)
     r.integer(result, kind)
-    if (low, high) != (limits.min, limits.max):
-        ends = [r.initializer(f"{result}/{word}", np.asarray(v, kind)) for word, v in (("low", low), ("high", high))]
-        clipped = r.add("Clip", [result, *ends], f"{result}/clipped")
-        r.integer(clipped, kind)
-        r.alias(result, Ref(clipped))
 
 
 def dequantize(r: "Reading", call: Call) -> None:
