@@ -8,6 +8,7 @@ s_x · s_w; backends that round them find the same integers.
 Source: https://docs.pytorch.org/ao/stable/pt2e_quantization/index.html; compared with torchao 0.18.
 """
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from isobit.export.litert_graph import needed, static_shapes
 from isobit.export.onnx_qdq import OnnxQdq
 from isobit.export.pt2e_graph import Translation
 from isobit.export.pt2e_ops import OPS
+from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph, described_by
 
 
@@ -97,6 +99,7 @@ def translate(source: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
         with described_by(node):
             OPS[node.op](t, node)
     example, dynamic = _examples(source, graph)
+    metadata = {**metadata, QUANTIZERS: json.dumps(t.places)}
     return saved(t.module(), example, dynamic=dynamic, metadata=metadata)
 
 

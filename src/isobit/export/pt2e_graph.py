@@ -35,6 +35,11 @@ class Grid:
     dtype: torch.dtype
 
     @property
+    def lowered(self) -> "Grid":
+        """The same values as signed bytes: all integers are 128 lower."""
+        return Grid(self.scale, self.zero_point - 128, self.low - 128, self.high - 128, torch.int8)
+
+    @property
     def arguments(self) -> tuple[float, int, int, int, torch.dtype]:
         """In the order of the ops."""
         return self.scale, self.zero_point, self.low, self.high, self.dtype
@@ -46,10 +51,14 @@ class Translation:
 
     def __init__(self, graph: Graph, shapes: Mapping[str, Shape]) -> None:
         self.graph, self.shapes = graph, shapes
+        self.signed = any(
+            self._is_signed(node) for node in graph.nodes
+        )  # then all are: backends take bytes of one sign
         self.constants: dict[str, Constant] = {}
         self.fx = fx.Graph()
         self.root: dict[str, Tensor] = {}
         self.done: set[int] = set()
+        self.places: list[tuple[str, bool, int]] = []
         self._floats: dict[str, fx.Node] = {}
         self._integers: dict[str, tuple[fx.Node, Grid]] = {}
         self._views: dict[str, str] = {}
@@ -121,6 +130,14 @@ class Translation:
         function = torch.ops.quantized_decomposed.dequantize_per_tensor.default
         return self.call(function, (x, *grid.arguments), node, "dequantize")
 
+    def lowered(self, dtype: Any) -> int:
+        """How much lower than in the graph integers of a type lie in the program: 128 where bytes become signed."""
+        return 128 if self.signed and dtype in (np.uint8, torch.uint8) else 0
+
+    def _is_signed(self, node: Node) -> bool:
+        zero_point = self.graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+        return node.op == "QuantizeLinear" and zero_point is not None and zero_point.dtype == np.int8
+
     def integers(self, name: str) -> tuple[fx.Node, Grid]:
         """The integers of a quantizer."""
         return self._integers[name]
@@ -136,7 +153,7 @@ class Translation:
     def keep(self, name: str, data: np.ndarray) -> fx.Node:
         """A buffer of the program; one for each name."""
         if name not in self._kept:
-            tensor = torch.from_numpy(np.array(data))
+            tensor = torch.from_numpy(np.array(data, order="C"))
             path = _path(name)
             while path in self.root or any(p.startswith(f"{path}.") for p in self.root):
                 path += "_"

@@ -32,12 +32,16 @@ def quantize(t: Translation, node: Node) -> None:
     grid = _grid(t, node)
     name, reader = node.outputs[0], t.graph.only_reader(node.outputs[0])
     if reader is not None and reader.op == "Clip":
-        low, high = (int(t.fixed(n)) if n else None for n in (*reader.inputs[1:3], "", "")[:2])
+        ends = [t.fixed(n) if n else None for n in (*reader.inputs[1:3], "", "")[:2]]
+        low, high = (None if end is None else int(end) - t.lowered(end.dtype) for end in ends)
         grid = replace(grid, low=grid.low if low is None else low, high=grid.high if high is None else high)
         t.done.add(id(reader))
         name = reader.outputs[0]
     function = torch.ops.quantized_decomposed.quantize_per_tensor.default
-    t.quantized(name, t.call(function, (t.read(node.inputs[0], node), *grid.arguments), node), grid)
+    q = t.call(function, (t.read(node.inputs[0], node), *grid.arguments), node)
+    t.quantized(name, q, grid)
+    kind = t.fixed(node.inputs[2]).dtype if len(node.inputs) > 2 else np.uint8
+    t.places.append((q.name, False, t.lowered(kind)))
 
 
 def dequantize(t: Translation, node: Node) -> None:
@@ -145,7 +149,9 @@ def smallest(t: Translation, node: Node) -> None:
         t.result(node, t.call(ATEN.minimum.default, [t.read(n, node) for n in node.inputs], node))
         return
     x, grid = t.integers(node.inputs[0])
-    caps = t.keep(node.inputs[1], t.fixed(node.inputs[1]))
+    limits = t.fixed(node.inputs[1])
+    lower = t.lowered(limits.dtype)
+    caps = t.keep(node.inputs[1], (limits.astype(np.int16) - lower).astype(np.int8) if lower else limits)
     t.quantized(node.outputs[0], t.call(ATEN.minimum.default, (x, caps), node), grid)
 
 
@@ -258,7 +264,8 @@ def _grid(t: Translation, node: Node) -> Grid:
     limits = np.iinfo(zero_point.dtype)
     place = int(zero_point.reshape(-1)[0])
     ends = int(limits.min), int(limits.max)
-    return Grid(float(scale.reshape(-1)[0]), place, *ends, DTYPES[zero_point.dtype])
+    grid = Grid(float(scale.reshape(-1)[0]), place, *ends, DTYPES[zero_point.dtype])
+    return grid.lowered if t.lowered(zero_point.dtype) else grid
 
 
 def _window(t: Translation, node: Node) -> tuple[Any, fx.Node]:

@@ -15,7 +15,7 @@ import torch.ao.quantization.fx._decomposed
 _MOVES = frozenset(
     {"quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "view_copy", "permute_copy", "clone",
      "_clone_dim_order", "_to_dim_order_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
-     "alias_copy", "expand_copy", "constant_pad_nd", "cat", "full", "getitem", "executorch_call_delegate",
+     "alias_copy", "alloc", "expand_copy", "constant_pad_nd", "cat", "full", "getitem", "executorch_call_delegate",
      "sym_size", "where", "logical_not", "eq", "any", "full_like", "scalar_tensor", "embedding", "isnan"}
 )  # fmt: skip
 """Ops that compute nothing: in float they are no island."""
@@ -65,6 +65,7 @@ class File:
     def _lowered(self, inputs: list[np.ndarray]) -> tuple[Any, Any]:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
+        from executorch.kernels import quantized  # noqa: F401 - kernels for what is not lowered
         from executorch.runtime import Runtime
 
         for node in self.module.graph.nodes:
