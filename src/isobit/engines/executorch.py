@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from isobit.core.arithmetic import XNNPACK
+from isobit.core.arithmetic import EXECUTORCH as ARITHMETIC
 from isobit.core.errors import EngineError, UnsupportedError
 from isobit.core.pt2_program import module_of, saved
 from isobit.engines.apart import WORKERS, Apart
@@ -30,7 +30,7 @@ def executorch() -> Apart:
         name="executorch",
         title="ExecuTorch",
         format="pt2e",
-        arithmetic=XNNPACK,
+        arithmetic=ARITHMETIC,
         environment=EXECUTORCH,
         worker=WORKERS / "executorch_xnnpack.py",
         rewrite=for_xnnpack,
