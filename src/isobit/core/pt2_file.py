@@ -37,6 +37,10 @@ DTYPES = {
 """The schema's numbers of the types that isobit knows."""
 
 
+CHECKS = frozenset(f"torch.ops.aten.{name}.default" for name in ("_assert_tensor_metadata", "_assert_scalar"))
+"""Calls without a result, which check what PyTorch assumed."""
+
+
 class Ref(NamedTuple):
     """The result of a call, an input, or a constant, by its name."""
 
@@ -157,7 +161,7 @@ def _program(records: _Records) -> Pt2:
         if kind != "user_output" or "as_tensor" not in spec[kind]["arg"]:
             raise UnsupportedError(f"the program has an output of the kind {kind}, and isobit knows tensors alone")
         outputs.append(str(spec[kind]["arg"]["as_tensor"]["name"]))
-    calls = tuple(_call(node) for node in graph["nodes"])
+    calls = tuple(_call(node) for node in graph["nodes"] if node["target"] not in CHECKS)
     known = {i.name for i in inputs} | constants.keys()
     for call in calls:
         for name in _read(call.arguments):
@@ -255,6 +259,8 @@ def _call(node: dict[str, Any]) -> Call:
                 results.append(str(of["as_name"]))
             case _:
                 raise UnsupportedError(f"{target} gives a result of the kind {kind[3:]}, which isobit does not know")
+    if not results:
+        raise UnsupportedError(f"a call of {target} gives no result, and isobit does not know what it does")
     arguments = {str(i["name"]): _argument(i["arg"], target) for i in node["inputs"]}
     keywords = frozenset(str(i["name"]) for i in node["inputs"] if i.get("kind") == 2)
     return Call(target, arguments, keywords, tuple(results))

@@ -32,10 +32,11 @@ OPS = QUANTIZERS | {
         "embedding.default", "erf.default", "expand.default", "flatten.using_ints", "gelu.default",
         "hardsigmoid.default", "hardswish.default", "hardswish_.default", "hardtanh.default", "hardtanh_.default",
         "isnan.default", "layer_norm.default", "leaky_relu.default", "linear.default", "matmul.default",
-        "max_pool1d.default", "max_pool2d.default", "mean.dim", "minimum.default", "mul.Tensor", "permute.default",
-        "relu.default", "relu6.default", "relu6_.default", "relu_.default", "reshape.default", "select.int",
-        "sigmoid.default", "silu.default", "slice.Tensor", "softmax.int", "sqrt.default", "squeeze.dim", "sub.Tensor",
-        "sym_size.int", "tanh.default", "transpose.int", "unsqueeze.default", "view.default", "where.self",
+        "max_pool1d.default", "max_pool2d.default", "mean.dim", "minimum.default", "mul.Tensor", "pad.default",
+        "permute.default", "relu.default", "relu6.default", "relu6_.default", "relu_.default", "reshape.default",
+        "select.int", "sigmoid.default", "silu.default", "slice.Tensor", "softmax.int", "sqrt.default", "squeeze.dim",
+        "sub.Tensor", "sym_size.int", "tanh.default", "to.dtype", "transpose.int", "unsqueeze.default",
+        "view.default", "where.self",
     )
 }  # fmt: skip
 """The ops that isobit reads and runs: each is a function of its arguments that opens no file."""
@@ -80,9 +81,7 @@ def module_of(program: Pt2, *, outputs: Sequence[str] | None = None) -> fx.Graph
 def op_of(call: Call) -> Any:
     """The op of a call. Raises UnsupportedError for one that isobit does not know."""
     if call.target not in OPS:
-        raise UnsupportedError(
-            f"{call.results[0] if call.results else 'a call'}: isobit does not know the op {call.target}"
-        )
+        raise UnsupportedError(f"{call.results[0]}: isobit does not know the op {call.target}")
     namespace, name, overload = call.target.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 

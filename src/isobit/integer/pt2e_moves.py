@@ -86,6 +86,8 @@ def embedding(r: "Reading", call: Call) -> None:
 def pad(r: "Reading", call: Call) -> None:
     """Pad with a number."""
     a, (result,) = call.arguments, call.results
+    if a.get("mode", "constant") != "constant":
+        raise UnsupportedError(f"{result} pads in the mode {a['mode']}")
     rank = len(r.shape(a["self"]))
     pads = np.zeros((2, rank), np.int64)
     for i, n in enumerate(a["pad"]):

@@ -37,6 +37,8 @@ def quantize(r: "Reading", call: Call) -> None:
     kind = _kind(call)
     limits = np.iinfo(kind)
     low, high = int(a["quant_min"]), int(a["quant_max"])
+    if not (0 < a["scale"] < float("inf")) or not limits.min <= low <= a["zero_point"] <= high <= limits.max:
+        raise UnsupportedError(f"{result}: a scale of {a['scale']} with levels from {low} to {high}")
     scale: np.ndarray = np.asarray(a["scale"], np.float32)
     zero_point: np.ndarray = np.asarray(a["zero_point"], kind)
     x = r.operand(a["input"])
@@ -344,6 +346,7 @@ _ATEN: Mapping[str, Reader] = {
     "mean.dim": mean,
     "minimum.default": smallest,
     "mul.Tensor": binary("Mul"),
+    "pad.default": pad,
     "permute.default": permute,
     "relu.default": unary("Relu"),
     "relu6.default": clip(0.0, 6.0),
@@ -360,6 +363,7 @@ _ATEN: Mapping[str, Reader] = {
     "sub.Tensor": binary("Sub"),
     "sym_size.int": size,
     "tanh.default": unary("Tanh"),
+    "to.dtype": cast,
     "transpose.int": permute,
     "unsqueeze.default": reshape,
     "view.default": reshape,
