@@ -38,8 +38,11 @@ class ThroughFloat:
     """Dequantize to float32, compute, quantize: what the file says literally.
 
     As a rule of requantization: sums of products are exact integers, dequantized by one product with
-    float32(s_x · s_w), to which the float32 bias is added; all that follows is float32. OpenVINO.
+    float32(s_x · s_w), to which the float32 bias is added; all that follows is float32. OpenVINO. With `stepwise`, two
+    products, first with s_x, then with s_w: PyTorch's calls of oneDNN.
     """
+
+    stepwise: bool = False
 
 
 Requantize = FloatMultiplier | FixedPoint | Shift | ThroughFloat
@@ -61,11 +64,16 @@ class Reciprocal:
 
 
 @dataclass(frozen=True, slots=True)
+class OffsetInside:
+    """Behind a product: rint(x · float32(1 / s) + z): oneDNN."""
+
+
+@dataclass(frozen=True, slots=True)
 class HalfAway:
     """QuantizeLinear: x / s rounded half away from zero, plus z: LiteRT's reference kernels."""
 
 
-Quantize = Division | FusedScale | Reciprocal | HalfAway
+Quantize = Division | FusedScale | Reciprocal | OffsetInside | HalfAway
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +153,14 @@ class Arithmetic:
     carried out on its integers; without it, one that cuts off levels stays a float op. `any_rank` says that a
     product of more than two dimensions takes its bias into the integer sum. `signed` says whether it has integer
     kernels for signed activations, `twins` that it rewrites those as unsigned ones, 128 higher, first.
-    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two,
-    `widest` up to how many bits it has integer kernels at all.
+    `quantize_products` is the rule of a quantizer that a convolution or a linear layer takes into its own kernel,
+    where it is not `quantize`. `adds_in_convolution` says that a convolution takes the Add behind it and drops the
+    rounding between the two, `widest` up to how many bits it has integer kernels at all.
     """
 
     requantize: Requantize = FloatMultiplier()
     quantize: Quantize = Division()
+    quantize_products: Quantize | None = None
     add: Add = FusedRatios()
     multiply: FusedOffset | ThroughRequantize = FusedOffset()
     matmul: Requantize | None = None
@@ -216,8 +226,9 @@ EXECUTORCH = replace(XNNPACK, average=ThroughFloat())
 """ExecuTorch's XNNPACK: the same kernels; averages over windows stay in float. Measured: no mismatch."""
 
 INDUCTOR = Arithmetic(
-    requantize=ThroughFloat(),
+    requantize=ThroughFloat(stepwise=True),
     quantize=Reciprocal(),
+    quantize_products=OffsetInside(),
     add=ThroughFloat(),
     global_average=ThroughFloat(),
     concat=ThroughFloat(),
@@ -225,7 +236,8 @@ INDUCTOR = Arithmetic(
     twins=False,
     older_pair_bits=16,
 )
-"""PyTorch's compiler on x86, with oneDNN: what a PT2E program says literally."""
+"""PyTorch's compiler on x86: what a PT2E program says literally, but for oneDNN's products. Measured: no mismatch in 16
+million results of convolutions and linear layers."""
 
 LITERT_REFERENCE = replace(
     GEMMLOWP,

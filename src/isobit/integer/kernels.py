@@ -94,18 +94,26 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     if node.op == "Conv":
         w = _weight(other)
         acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
-        y = acc.float() * _by_channel((scale * w.scale).astype(np.float32), w)
+        y = _rescaled(acc, scale, _by_channel(w.scale.astype(np.float32), w), arithmetic)
         return y if added is None else y.add_(_by_channel(added.numpy(), w))
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
         turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
         acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
-        factor = scale * other.scale.astype(np.float32)
+        factor = other.scale.astype(np.float32)
     else:
         acc = _pair(x, other, arithmetic)
-        factor = np.asarray(scale * other.format.scale)
-    y = acc.float() * torch.from_numpy(np.asarray(factor, dtype=np.float32))
+        factor = np.asarray(other.format.scale)
+    y = _rescaled(acc, scale, torch.from_numpy(np.asarray(factor, dtype=np.float32)), arithmetic)
     return y if added is None else y.add_(added)
+
+
+def _rescaled(acc: Tensor, x_scale: np.float32, w_scale: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """float32(acc) · float32(s_x · s_w), or (float32(acc) · s_x) · s_w."""
+    rule = arithmetic.requantize
+    if isinstance(rule, ThroughFloat) and rule.stepwise:
+        return (acc.float() * float(x_scale)) * w_scale
+    return acc.float() * (w_scale * float(x_scale))
 
 
 def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool, bits: int) -> Tensor:

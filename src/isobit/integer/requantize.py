@@ -10,6 +10,7 @@ from isobit.core.arithmetic import (
     FloatMultiplier,
     FusedScale,
     HalfAway,
+    OffsetInside,
     Quantize,
     Reciprocal,
     Requantize,
@@ -127,6 +128,9 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
         v = (x.double() * float(slope) + float(offset)).float()
         return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
     x = x.to(torch.float32)
+    if isinstance(rule, OffsetInside):
+        v = (x * float(np.float32(1) / output.scale)).add_(output.zero_point)
+        return torch.nan_to_num(v, nan=float("-inf")).round_().clamp_(output.low, output.high)
     v = x * float(np.float32(1) / output.scale) if isinstance(rule, Reciprocal) else x / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     v = v.clamp_(output.low - output.zero_point, output.high - output.zero_point)
