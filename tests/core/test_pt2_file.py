@@ -1,5 +1,6 @@
 """PT2 archives: read as PyTorch wrote them; damaged and hostile ones are refused, and nothing in them is run."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -150,17 +151,31 @@ class Runs:
         return Path.touch, (self.mark,)
 
 
-def test_nothing_is_unpickled_or_evaluated(archive: bytes, path: Path, tmp_path: Path) -> None:
-    """PyTorch's own loader runs what stands in the place of the example inputs; this one does not look at it."""
-    mark = tmp_path / "was here"
-    found = {**records(archive), SAMPLES: pickle.dumps(Runs(mark))}
+def with_a_program(archive: bytes, place: str, mark: Path) -> bytes:
+    """The archive with something that runs, and leaves a mark, in one of three places."""
+    found, code = records(archive), f"__import__('pathlib').Path({str(mark)!r}).touch()"
     content = json.loads(found[MODEL])
-    sizes = content["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
-    sizes[0]["as_expr"]["expr_str"] = f"__import__('pathlib').Path({str(mark)!r}).touch()"
-    content["guards_code"] = [f"open({str(mark)!r}, 'w')"]
-    path.write_bytes(archive_of({**found, MODEL: json.dumps(content).encode()}))
+    match place:
+        case "example inputs":
+            found[SAMPLES] = pickle.dumps(Runs(mark))
+        case "size":
+            content["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0]["as_expr"]["expr_str"] = code
+        case "guard":
+            content["guards_code"] = [f"{code} or True"]
+    return archive_of({**found, MODEL: json.dumps(content).encode()})
+
+
+@pytest.mark.parametrize("place", ["example inputs", "size", "guard"])
+def test_nothing_in_a_file_is_run(place: str, archive: bytes, path: Path, tmp_path: Path) -> None:
+    """PyTorch's own loader runs what stands there."""
+    mark = tmp_path / "was here"
+    path.write_bytes(with_a_program(archive, place, mark))
     assert read_pt2(path).inputs[0].sizes == (None, 3, 8, 8)
     assert not mark.exists()
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        torch.export.load(path).module()(torch.randn(2, 3, 8, 8))
+    assert mark.exists(), "PyTorch has become safe: say so in docs/pt2e.md"
 
 
 def test_other_archives(archive: bytes, path: Path) -> None:

@@ -246,7 +246,7 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
-_FOR_ANY = ("onnxruntime", "openvino", "litert")
+_FOR_ANY = ("onnxruntime", "openvino", "litert", "inductor", "executorch")
 
 
 def _engine_of(path: Path) -> Engine:
