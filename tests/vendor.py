@@ -36,6 +36,7 @@ NARROW = replace(
 """Signed bytes from -127 to 127, as several engines for phones take them."""
 
 PROFILES: Mapping[str, Profile] = {
+    "pt2e": TARGETS["executorch-xnnpack"],
     "openvino": TARGETS["openvino-cpu"],
     "tensorrt": TARGETS["tensorrt"],
     "tensorrt-cache": TARGETS["tensorrt"],

@@ -41,11 +41,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--targets", nargs="+", default=["onnxruntime-x86"])
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), help="by default all that are installed")
     parser.add_argument("--machines", type=Path)
     parser.add_argument("--exact", action="store_true", help="exact by construction")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n != "fake" and not make().missing()}
+    if options.engines is not None:
+        engines = {name: ENGINES[name]() for name in options.engines}
     if options.machines is not None:
         set_up(options.machines)
         emulated = {e.name: e for e in (Emulated(machine=name, folder=options.machines) for name in MACHINES)}

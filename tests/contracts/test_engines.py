@@ -14,8 +14,10 @@ from isobit.engines import ENGINES, Apart, Engine
 from isobit.engines.instruction_set import instruction_set
 from isobit.export import EXPORTERS
 from isobit.export.litert import translate
+from isobit.export.pt2e import translate as pt2e_of
 from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq
+from pt2 import changed
 
 
 @pytest.fixture(params=sorted(ENGINES))
@@ -38,6 +40,10 @@ def save(engine: Engine, graph: QdqGraph, path: Path) -> Path:
     source = graph.save(path.with_suffix(".onnx"))
     if engine.format == "onnx":
         return source
+    if engine.format == "pt2e":
+        path = path.with_suffix(".pt2")
+        path.write_bytes(pt2e_of(onnx.load(source), {}))
+        return path
     path = path.with_suffix(".tflite")
     path.write_bytes(serialized(translate(onnx.load(source), {})))
     return path
@@ -83,7 +89,7 @@ def test_exposed_tensors_come_after_the_outputs_and_change_nothing(engine: Engin
     assert session.outputs == (*plain.outputs, *names)
     arrays = session.run([samples()])
     np.testing.assert_array_equal(arrays[0], plain.run([samples()])[0])
-    assert all(a.dtype == (np.uint8 if engine.format == "onnx" else np.int8) for a in arrays[1:])
+    assert all(a.dtype == (np.int8 if engine.format == "litert" else np.uint8) for a in arrays[1:])
     assert arrays[1].shape == (2, 3, 16, 16)
 
 
@@ -143,9 +149,13 @@ def test_an_unknown_op_and_an_unknown_tensor(engine: Engine, network: Path, tmp_
         model = onnx.load(network)
         model.graph.node[0].op_type = "Convolve"
         onnx.save(model, unknown)
+    elif engine.format == "pt2e":
+        unknown.write_bytes(
+            changed(network, lambda file: file["graph_module"]["graph"]["nodes"][-2].update(target="f"))
+        )
     else:
         file = read_litert(network)
         file.operatorCodes[0].builtinCode = file.operatorCodes[0].deprecatedBuiltinCode = 32
         unknown.write_bytes(serialized(file))
-    with pytest.raises(EngineError, match=r"unknown\.onnx|has no rule here"):
+    with pytest.raises(EngineError, match=r"unknown\.onnx|has no rule here|does not know the op f"):
         engine.load(unknown)

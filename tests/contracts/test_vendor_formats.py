@@ -34,7 +34,7 @@ from vendor import (
 )
 
 NETWORKS = ("residual", "depthwise", "mlp")
-HAVE_FLOATS = tuple(name for name in READERS if name not in ("openvino", "tensorrt", "vitis-ai"))
+HAVE_FLOATS = tuple(name for name in READERS if name not in ("pt2e", "openvino", "tensorrt", "vitis-ai"))
 """Formats that are a float network in ONNX with a file beside it."""
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from isobit.engines.apart import Apart
 from isobit.engines.base import Engine, Session
+from isobit.engines.executorch import executorch
 from isobit.engines.fake import Fake
+from isobit.engines.inductor import Inductor
 from isobit.engines.litert import LiteRt, reference_kernels
 from isobit.engines.ncnn import ncnn
 from isobit.engines.onnxruntime import OnnxRuntime
@@ -18,10 +20,12 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "openvino-fixed": fixed_sizes,
     "litert": LiteRt,
     "litert-reference": reference_kernels,
+    "inductor": Inductor,
+    "executorch": executorch,
     "qnn-htp": qnn_htp,
     "tvm": tvm,
     "ncnn": ncnn,
     "fake": Fake,
 }
 
-__all__ = ["ENGINES", "Apart", "Engine", "Fake", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]
+__all__ = ["ENGINES", "Apart", "Engine", "Fake", "Inductor", "LiteRt", "OnnxRuntime", "OpenVino", "Session"]

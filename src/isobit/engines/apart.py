@@ -31,7 +31,8 @@ class Apart:
     """An engine in an `environment` of its own, as data: one more of them is a worker script and a row.
 
     `worker` is the script, whose contract `workers/serve.py` holds; `settings` go to its `load`. `check` looks at a
-    file that is no ONNX before the worker sees it and raises EngineError. `title` is its name in sentences. An answer
+    file that is no ONNX before the worker sees it and raises EngineError; `rewrite` gives the bytes of the file that
+    the worker gets in its place. `title` is its name in sentences. An answer
     may take `timeout` seconds. `onednn` says that ONEDNN_MAX_CPU_ISA decides on its instructions; `simulates` names
     the processor that it pretends to be, where it is a simulator.
     """
@@ -44,6 +45,7 @@ class Apart:
     worker: Path
     settings: tuple[tuple[str, str | int], ...] = ()
     check: Callable[[Path, Sequence[str]], None] = nothing_to_check
+    rewrite: Callable[[Path, Sequence[str]], bytes] | None = None
     threads: int = 1
     timeout: float = 600
     onednn: bool = False
@@ -74,7 +76,12 @@ class Apart:
             if not path.is_file():
                 raise EngineError(f"there is no file {path}")
             self.check(path, expose)
-            return self._started(path, path, expose, None)
+            if self.rewrite is None:
+                return self._started(path, path, expose, None)
+            with tempfile.TemporaryDirectory() as folder:
+                given = Path(folder) / path.name
+                given.write_bytes(self.rewrite(path, expose))
+                return self._started(path, given, expose, None)
         model = expose_tensors(read_model(path), expose)
         with tempfile.TemporaryDirectory() as folder:  # what was checked, with the exposed tensors among the outputs
             checked = Path(folder) / "net.onnx"

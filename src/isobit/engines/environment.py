@@ -34,7 +34,8 @@ class Environment:
     otherwise choose a build with gigabytes of CUDA; ISOBIT_TORCH_INDEX names the index of another build, such as
     https://download.pytorch.org/whl/cpu. `platforms` are those with packages (how `sysconfig.get_platform()` begins),
     all where empty; `commands` have to be on the machine, one of the alternatives of each; `pythons` are the first and
-    the last version of Python that it has packages for. `megabytes` is what it needs on the disk.
+    the last version of Python that it has packages for. `megabytes` is what it needs on the disk. `bare` are
+    requirements that are installed without what they ask for, where that is much and not needed here.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Environment:
     requirements: tuple[str, ...]
     megabytes: int
     torch: str = ""
+    bare: tuple[str, ...] = ()
     platforms: tuple[str, ...] = ()
     commands: tuple[tuple[str, ...], ...] = ()
     pythons: tuple[tuple[int, int], tuple[int, int]] = ((3, 11), (3, 99))
@@ -50,7 +52,7 @@ class Environment:
     def folder(self) -> Path:
         """Where it lies: other requirements or another Python make another folder."""
         python = f"{sys.implementation.name}-{sys.version_info[0]}.{sys.version_info[1]}"
-        told = json.dumps([self.requirements, self.torch, python, sysconfig.get_platform()])
+        told = json.dumps([self.requirements, self.torch, *self.bare, python, sysconfig.get_platform()])
         return home() / f"{self.name}-{sha256(told.encode()).hexdigest()[:8]}"
 
     @property
@@ -141,6 +143,8 @@ def _fill(environment: Environment, part: Path, tell: Callable[[str], None]) -> 
         index = os.environ.get("ISOBIT_TORCH_INDEX", "")
         _run(environment, [*pip, environment.torch, *(["--index-url", index] if index else [])], tell)
     _run(environment, [*pip, *([environment.torch] if environment.torch else []), *environment.requirements], tell)
+    if environment.bare:
+        _run(environment, [*pip, "--no-deps", *environment.bare], tell)
     listed = _run(environment, [python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"], None)
     packages = {str(p["name"]): str(p["version"]) for p in json.loads(listed)}
     write_json(part / _PACKAGES, packages)

@@ -13,12 +13,14 @@ from isobit.export.nnie_parameters import nnie
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
 from isobit.export.protocol import Exporter, Reader
+from isobit.export.pt2e import Pt2e
 from isobit.export.qoperator import OnnxQOperator
 from isobit.export.signed_qdq import tensorrt, vitis_ai
 from isobit.export.tengine_scales import tengine
 from isobit.export.tensorrt_text import tensorrt_cache, tensorrt_ranges
 
 READERS: dict[str, Callable[[], Reader]] = {
+    "pt2e": Pt2e,
     "openvino": OpenVinoIr,
     "tensorrt": tensorrt,
     "tensorrt-cache": tensorrt_cache,

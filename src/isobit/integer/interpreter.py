@@ -96,11 +96,9 @@ class Reference:
                 assert step.output is not None
                 x = self._value(node.inputs[0], env)
                 same = isinstance(x, Quantized) and x.format == step.output
-                q = (
-                    x.q
-                    if isinstance(x, Quantized) and same
-                    else quantize(_floats(x), step.output, self.arithmetic.quantize)
-                )
+                own = self.arithmetic.quantize_products if step.behind_product else None
+                rule = own or self.arithmetic.quantize
+                q = x.q if isinstance(x, Quantized) and same else quantize(_floats(x), step.output, rule)
                 return {step.result: Integers(q, step.output.low, step.output.high)}
             case "dequantize":
                 assert step.output is not None

@@ -94,27 +94,37 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     if node.op == "Conv":
         w = _weight(other)
         acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
-        factor = _by_channel(_float_factor(arithmetic, scale, w.scale), w)
+        scales = _by_channel(w.scale.astype(np.float32), w)
         if added is None:
-            return acc.float() * factor
+            return _rescaled(acc, scale, scales, arithmetic)
         by_channel = _by_channel(added.numpy(), w)
-        once = _reciprocals(arithmetic)
-        return (acc.float().double() * factor + by_channel).float() if once else (acc.float() * factor).add_(by_channel)
+        if _reciprocals(arithmetic):
+            return (acc.float().double() * _float_factor(arithmetic, scale, scales) + by_channel).float()
+        return _rescaled(acc, scale, scales, arithmetic).add_(by_channel)
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
         turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
         acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
-        scales = other.scale
+        factors = other.scale
     else:
-        acc, scales = _pair(x, other, arithmetic), np.asarray(other.format.scale)
-    y = acc.float() * torch.from_numpy(_float_factor(arithmetic, scale, scales))
+        acc, factors = _pair(x, other, arithmetic), np.asarray(other.format.scale)
+    y = _rescaled(acc, scale, torch.from_numpy(np.asarray(factors, dtype=np.float32)), arithmetic)
     return y if added is None else y.add_(added)
 
 
-def _float_factor(arithmetic: Arithmetic, x: np.float32, w: np.ndarray) -> np.ndarray:
+def _rescaled(acc: Tensor, x_scale: np.float32, w_scale: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """float32(acc) · (s_x · s_w), or (float32(acc) · s_x) · s_w."""
+    rule = arithmetic.requantize
+    if isinstance(rule, ThroughFloat) and rule.stepwise:
+        return (acc.float() * float(x_scale)) * w_scale
+    return acc.float() * _float_factor(arithmetic, x_scale, w_scale)
+
+
+def _float_factor(arithmetic: Arithmetic, x_scale: np.float32, w_scale: Tensor) -> Tensor:
     """s_x · s_w in float32, or through reciprocals."""
-    w, one = w.astype(np.float32), np.float32(1)
-    return np.asarray(one / ((one / x) * (one / w)) if _reciprocals(arithmetic) else x * w, dtype=np.float32)
+    if _reciprocals(arithmetic):
+        return 1 / ((1 / w_scale) * float(np.float32(1) / x_scale))
+    return w_scale * float(x_scale)
 
 
 def is_approximate(node: Node, arithmetic: Arithmetic) -> bool:

@@ -31,7 +31,8 @@ Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "tra
 class Step:
     """One step of the interpreter.
 
-    - `quantize`, `dequantize`: nodes of that kind; `constant`: a weight, already known
+    - `quantize`, `dequantize`: nodes of that kind; `constant`: a weight, already known. A quantizer `behind_product` is
+      part of the kernel of a convolution or a linear layer
     - `integer`: a fused op; writes integers in `output` to the tensor `result`: what QuantizeLinear writes, or,
       where that was carried back, its dequantized view. `limits` are the levels that absorbed activations allow
     - `to_float`: integers are multiplied and the sum is dequantized, without rounding to a grid
@@ -47,6 +48,7 @@ class Step:
     seen_through: bool = False
     limits: tuple[int, int] = (0, 0)
     bias: str = ""
+    behind_product: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,6 +72,7 @@ class Plan:
         self.constants: dict[str, Constant] = {}
         self.formats: dict[str, Format] = {}
         self._integers: set[str] = set()
+        self._behind: set[int] = set()
         self._done: set[int] = set()
         self.steps: list[Step] = []
         for node in graph.nodes:
@@ -97,7 +100,10 @@ class Plan:
                 return Step(node, "float")  # a scale for each channel: no engine's sums of products can take it out
             case "QuantizeLinear":
                 self._integers.add(node.outputs[0])
-                return Step(node, "quantize", output=self.node_format(node), result=node.outputs[0])
+                return Step(
+                    node, "quantize", output=self.node_format(node), result=node.outputs[0],
+                    behind_product=id(node) in self._behind,
+                )  # fmt: skip
             case "Transpose" if node.inputs[0] in self.constants:
                 order = node.ints("perm", range(self.constants[node.inputs[0]].q.ndim)[::-1])
                 self.constants[node.outputs[0]] = self.constants[node.inputs[0]].transposed(order)
@@ -169,6 +175,8 @@ class Plan:
             return None
         if target is None or literal:
             step = self._to_float(node)
+            if step is not None and target is not None and not target.seen_through:
+                self._behind.add(id(target.quantize))
             if step is not None and float_bias is not None:
                 self.constants[node.inputs[2]] = float_bias
             return step

@@ -10,6 +10,7 @@ from isobit.core.arithmetic import (
     FloatMultiplier,
     FusedScale,
     HalfAway,
+    OffsetInside,
     Quantize,
     Reciprocal,
     ReciprocalAway,
@@ -136,6 +137,9 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
         v = (x.double() * float(slope) + float(offset)).float()
         return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
     x = x.to(torch.float32)
+    if isinstance(rule, OffsetInside):
+        v = (x * float(np.float32(1) / output.scale)).add_(output.zero_point)
+        return torch.nan_to_num(v, nan=float("-inf")).round_().clamp_(output.low, output.high)
     inverse = isinstance(rule, (Reciprocal, ReciprocalAway))
     v = x * float(np.float32(1) / output.scale) if inverse else x / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))

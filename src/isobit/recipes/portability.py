@@ -20,6 +20,7 @@ from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
+from isobit.export.pt2e import translate as pt2e_of
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
 from isobit.recipes.table import look_up
 from isobit.verify import verify
@@ -49,9 +50,9 @@ def portability(
     """Verify a file on several engines, and compare their outputs with those of the first.
 
     `engines` are names of `isobit.engines.ENGINES`, or engines by name; by default all that are installed, those that
-    take the file's format first. An engine of LiteRT gets an ONNX file translated into its format, with the same
-    integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the latency of a
-    batch of one is the median; with 0 nothing is timed.
+    take the file's format first. Engines of LiteRT and of PT2E get an ONNX file translated into their format, with
+    the same integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the
+    latency of a batch of one is the median; with 0 nothing is timed.
     Raises ArtifactError for a file that cannot be read, EngineError where no engine is installed, CalibrationError for
     unusable data.
     """
@@ -93,10 +94,12 @@ def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
         def in_format(wanted: str) -> Path:
             if wanted not in made:
-                if wanted != "litert":
+                if wanted not in ("litert", "pt2e"):
                     raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                translated = Path(folder) / f"{path.stem}.tflite"
-                translated.write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                source, metadata = load_qdq(path), read_metadata(path)
+                translated = Path(folder) / f"{path.stem}{'.pt2' if wanted == 'pt2e' else '.tflite'}"
+                in_bytes = pt2e_of(source, metadata) if wanted == "pt2e" else serialized(translate(source, metadata))
+                translated.write_bytes(in_bytes)
                 made[wanted] = translated
             return made[wanted]
 

@@ -25,9 +25,7 @@ from isobit.analysis.calibration_data import balanced
 from isobit.core.artifact import Artifact
 from isobit.core.batches import Batch, Data, as_batch
 from isobit.core.errors import CalibrationError, EngineError, SettingError, UnknownNameError
-from isobit.core.litert_file import is_litert
 from isobit.core.memory import freed_memory_stays
-from isobit.core.ncnn_file import is_ncnn
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
@@ -215,7 +213,7 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
-    name of `isobit.export.EXPORTERS`: `litert` by default where `path` ends on .tflite, `ncnn-int8` where on .param,
+    name of `isobit.export.EXPORTERS`: by default `litert` where `path` ends on .tflite, `pt2e` on .pt2, `ncnn-int8` on .param,
     else the first of the target's other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as
     a float network with a file of encodings beside it; `Artifact.notes` says what a format leaves to that tool.
     """
@@ -226,11 +224,10 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
 
 
 def _format_for(path: Path, profile: Profile) -> str:
-    if is_litert(path):
-        return "litert"
-    if is_ncnn(path):
-        return "ncnn-int8"
-    return next((name for name in profile.formats if name != "litert"), "onnx")
+    by_suffix = format_of(path)
+    if by_suffix != "onnx":
+        return by_suffix
+    return next((name for name in profile.formats if name not in ("litert", "pt2e")), "onnx")
 
 
 @freed_memory_stays()
@@ -251,7 +248,7 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
-_FOR_ANY = ("onnxruntime", "openvino", "litert", "ncnn")
+_FOR_ANY = ("onnxruntime", "openvino", "litert", "inductor", "executorch", "ncnn")
 
 
 def _engine_of(path: Path) -> Engine:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from isobit.core.arithmetic import XNNPACK
+from isobit.core.arithmetic import EXECUTORCH
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, Profile
@@ -19,8 +19,10 @@ PROFILE = Profile(
     activation=Scheme(symmetric=False),
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
-    arithmetic=XNNPACK,
+    arithmetic=EXECUTORCH,
     signed_bytes=True,
-    engines=("onnxruntime", "openvino"),
+    engines=("onnxruntime", "openvino", "executorch"),
+    own_engine="executorch",
+    formats=("onnx", "pt2e"),
     widths=(8,),
 )
