@@ -45,8 +45,8 @@ def analyze(
     """Quantize a network as `isobit quantize` does and show, layer by layer, what that costs.
 
     SQNR and cosine compare a layer's output with the float network's when everything is quantized. Isolated is the
-    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. An ONNX
-    file with quantizers in it is judged as it is: what computes with integers, what does not, and what to change.
+    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. A
+    quantized file, ONNX or LiteRT, is judged as it is: what computes with integers, what does not, and what to change.
     """
     from isobit.cli import analyzing
     from isobit.cli.data import Reading
@@ -55,7 +55,7 @@ def analyze(
     from isobit.core.errors import SettingError
     from isobit.core.records import to_json
 
-    if model.endswith(".onnx"):
+    if model.endswith((".onnx", ".tflite")):
         _judge(Path(model), (data, target, weights, recipe, report, bits, weight_bits, activation_bits), json=json)
         return
     if data is None:

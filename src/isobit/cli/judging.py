@@ -9,14 +9,17 @@ from typing import Any
 from rich.table import Table
 
 from isobit.analysis.referee import check_judgeable, judge, planned_islands
+from isobit.analysis.referee_litert import counted, judge_litert
 from isobit.cli.output import facts
-from isobit.core.arithmetic import FLOAT32_VNNI
+from isobit.core.arithmetic import FLOAT32_VNNI, LITERT
 from isobit.core.errors import SettingError
+from isobit.core.litert_file import is_litert
 from isobit.core.onnx_file import read_onnx
 from isobit.core.records import Finding, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
 from isobit.integer import overflow_risks
+from isobit.integer.files import load_qdq
 
 _RULES = FLOAT32_VNNI
 """ONNX Runtime on x86: what becomes one integer kernel there does so on most engines."""
@@ -32,12 +35,15 @@ class Judged:
     findings: tuple[Finding, ...]
     risks: tuple[OverflowRisk, ...]
     older_risks: tuple[OverflowRisk, ...]
+    rules: str = "ONNX Runtime on x86"
 
 
 def run(path: Path, given: Mapping[str, object]) -> Judged:
     """Judge a file. `given` are the options that only a network has a use for."""
     if names := [name for name, value in given.items() if value not in (None, [], "")]:
-        raise SettingError(f"{names[0]} is of use with a network, and {path} is an ONNX file: it is judged as it is")
+        raise SettingError(f"{names[0]} is of use with a network, and {path} is a file: it is judged as it is")
+    if is_litert(path):
+        return _litert(path)
     file = read_onnx(path)
     check_judgeable(file, path)
     islands = set(planned_islands(file, _RULES))
@@ -52,12 +58,26 @@ def run(path: Path, given: Mapping[str, object]) -> Judged:
     )
 
 
+def _litert(path: Path) -> Judged:
+    file = load_qdq(path)
+    integer, floating = counted(path)
+    return Judged(
+        file=path,
+        integer=integer,
+        floating=floating,
+        findings=judge_litert(path),
+        risks=overflow_risks(file, LITERT),
+        older_risks=(),
+        rules="LiteRT, which computes each op in the type of its tensors",
+    )
+
+
 def table(found: Judged) -> Table:
     """The file as names and values."""
     return facts(
         [
             ("file", str(found.file)),
-            ("by the rules of", "ONNX Runtime on x86; `isobit verify` runs the file on an engine"),
+            ("by the rules of", f"{found.rules}; `isobit verify` runs the file on an engine"),
             ("in integers", _counts(found.integer)),
             ("in float", _counts(found.floating)),
             *overflow_lines(found.risks, found.older_risks),

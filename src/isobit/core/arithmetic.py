@@ -126,12 +126,32 @@ class FusedOffset:
 
 
 @dataclass(frozen=True, slots=True)
+class ByteFactor:
+    """From one format to another: ((q - z) · m + 128) >> 8, plus z_y, with m = rint(256 · s / s_y): XNNPACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class MlasTables:
+    """Sigmoid, Softmax and LeakyRelu as ONNX Runtime computes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRtTables:
+    """Sigmoid, Tanh and Gelu by a table of the rounded function, Softmax by one of e^x, HardSwish in 16 bits.
+
+    LeakyRelu by two factors of the rule `convert`. LiteRT, both sets of kernels.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
 
 Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
+Convert = ThroughFloat | ByteFactor | FixedPoint
+Tables = MlasTables | LiteRtTables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,8 +165,11 @@ class Arithmetic:
     carried out on its integers; without it, one that cuts off levels stays a float op. `any_rank` says that a
     product of more than two dimensions takes its bias into the integer sum. `signed` says whether it has integer
     kernels for signed activations, `twins` that it rewrites those as unsigned ones, 128 higher, first.
+    `convert` is the rule of a QuantizeLinear that reads integers of another format, `tables` that of functions of one
+    element; `more` are ops with integer kernels that ONNX Runtime has none for.
     `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two,
-    `widest` up to how many bits it has integer kernels at all.
+    `widest` up to how many bits it has integer kernels at all, and `wide` how those of more than 8 compute, where that
+    differs.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -157,6 +180,9 @@ class Arithmetic:
     global_average: Rescale | CountInMultiplier | ShiftedSum = ThroughRequantize()
     average: Rescale | RoundedMean = ThroughFloat()
     concat: Rescale = ThroughFloat()
+    convert: Convert = ThroughFloat()
+    tables: Tables = MlasTables()
+    more: frozenset[str] = frozenset()
     accumulator_bits: int = 32
     pair_bits: int | None = None
     older_pair_bits: int | None = None
@@ -166,6 +192,11 @@ class Arithmetic:
     twins: bool = True
     adds_in_convolution: bool = False
     widest: int = 8
+    wide: "Arithmetic | None" = None
+
+    def of(self, bits: int) -> "Arithmetic":
+        """The rules for results of that many bits."""
+        return self.wide if self.wide is not None and bits > 8 else self
 
     @property
     def before_vnni(self) -> "Arithmetic":
@@ -212,6 +243,18 @@ XNNPACK = replace(
 )
 """LiteRT's default on CPUs, and ExecuTorch's: float multipliers, but for Add. Measured: no mismatch."""
 
+WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
+"""The same with integers of up to 16 bits, summed in 64."""
+
+_LITERT_OPS = frozenset({"Clip", "Gelu", "HardSwish", "Max", "Min", "Pad", "ReduceMean", "Relu", "Sub", "Tanh"})
+
+_LITERT_WIDE = replace(
+    WIDE_FIXED_POINT, quantize=HalfAway(), average=RoundedMean(), any_rank=True, convert=FixedPoint(), more=_LITERT_OPS
+)
+
+LITERT = replace(XNNPACK, convert=ByteFactor(), tables=LiteRtTables(), more=_LITERT_OPS, widest=16, wide=_LITERT_WIDE)
+"""LiteRT's default: XNNPACK, and LiteRT's own kernels where XNNPACK has none."""
+
 LITERT_REFERENCE = replace(
     GEMMLOWP,
     quantize=HalfAway(),
@@ -219,11 +262,13 @@ LITERT_REFERENCE = replace(
     global_average=CountInMultiplier(),
     average=RoundedMean(),
     any_rank=True,
+    convert=FixedPoint(),
+    tables=LiteRtTables(),
+    more=_LITERT_OPS,
+    widest=16,
+    wide=_LITERT_WIDE,
 )
 """LiteRT's reference kernels. Measured: no mismatch."""
-
-WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
-"""The same with integers of up to 16 bits, summed in 64."""
 
 WIDE_SHIFT = replace(SHIFT, accumulator_bits=64, widest=16)
 """Shifts, with integers of up to 16 bits, summed in 64."""

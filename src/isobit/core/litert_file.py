@@ -82,6 +82,17 @@ def tensor_name(tensor: Any) -> str:
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name or "")
 
 
+def unique_names(graph: Any) -> list[str]:
+    """A name for each tensor of a subgraph, with its index behind those that stand for several."""
+    seen: set[str] = set()
+    found = []
+    for i, tensor in enumerate(graph.tensors or ()):
+        name = tensor_name(tensor) or f"tensor_{i}"
+        found.append(name if name not in seen else f"{name}#{i}")
+        seen.add(found[-1])
+    return found
+
+
 def metadata_of(model: Any) -> bytes | None:
     """isobit's own metadata, where the file holds some."""
     for entry in model.metadata or ():

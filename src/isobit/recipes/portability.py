@@ -21,6 +21,7 @@ from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
+from isobit.integer.inputs import fitted
 from isobit.recipes.table import look_up
 from isobit.verify import verify
 
@@ -58,7 +59,8 @@ def portability(
     path = Path(path)
     file = load_qdq(path)
     chosen = _chosen(path, engines)
-    seen = list(batches(random_inputs(file) if data is None else data, name="verification data"))
+    given = random_inputs(file) if data is None else data
+    seen = list(fitted(file, batches(given, name="verification data")))
     answers = _Answers(output_step(file))
     rows = []
     with _in_formats(path) as files:
