@@ -28,6 +28,7 @@ from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, first_difference, overflow_risks, quantized_tensors
 from isobit.integer.files import check_runs, format_of, load_qdq, metadata_of, output_step, places_of, random_inputs
 from isobit.integer.inputs import fitted
+from isobit.integer.qoperator import rules_for
 
 LOCATED = 8
 """Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
@@ -185,7 +186,7 @@ def verify(
         _check_foreign(file, path, model)
     data = random_inputs(file) if data is None else data
     deployed = None if model is None else _deployed(path, model, metadata)
-    reference = Reference(file, engine.arithmetic)
+    reference = Reference(file, rules_for(file, engine.arithmetic))
     runs = _Executions(path, file, engine, deployed, reference, engine.load(path))
     step = output_step(file)
     pairs = [("reference", engine.name)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import isobit
 from integer.graphs import QdqGraph, small_network
 from isobit.core.arithmetic import FLOAT32
-from isobit.core.errors import ArtifactError, UnsupportedError
+from isobit.core.errors import ArtifactError
 from isobit.core.records import Certificate, from_json, to_json
 from isobit.engines import ENGINES
 from isobit.export import export_float
@@ -157,11 +157,22 @@ def test_on_openvino_the_rounding_in_front_of_the_add_is_dropped(between: bool, 
         assert "drops the rounding" in certificate.cause
 
 
-def test_qoperator_files_say_what_to_do(float_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_quantized_operators_are_read_as_what_they_mean(signed: bool, float_file: Path, tmp_path: Path) -> None:
+    from cli.bad_input import invoke
+
     quantization = pytest.importorskip("onnxruntime.quantization")
-    path = by_onnxruntime(float_file, tmp_path / "q.onnx", quant_format=quantization.QuantFormat.QOperator)
-    with pytest.raises(UnsupportedError, match=r"QOperator format.*quant_format=QuantFormat\.QDQ"):
-        isobit.verify(path)
+    types = kinds(activation_type="QInt8" if signed else "QUInt8", weight_type="QInt8")
+    form = quantization.QuantFormat.QOperator
+    path = by_onnxruntime(float_file, tmp_path / "q.onnx", per_channel=True, quant_format=form, **types)
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in onnx.load(path).graph.node}
+    certificate = isobit.verify(path)
+    (mean,) = [n.name for n in onnx.load(path).graph.node if n.op_type == "ReduceMean"]
+    assert (certificate.verdict, certificate.float_islands) == ("exact", (mean,))
+    assert ops_of(certificate, "ReduceMean") == {mean}
+    assert ops_of(certificate, "before VNNI") <= {n.name for n in onnx.load(path).graph.node}
+    said = json.loads(invoke(f"analyze {path} --json").stdout)
+    assert (said["float"], said["integer"]) == ({"ReduceMean": 1}, {"Conv": 2, "Add": 1, "Gemm": 1})
 
 
 def test_a_float_file_has_nothing_to_judge(float_file: Path) -> None:

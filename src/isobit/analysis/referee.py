@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from isobit.core.arithmetic import Arithmetic, ThroughFloat
-from isobit.core.errors import ArtifactError, UnsupportedError
+from isobit.core.errors import ArtifactError
 from isobit.core.records import Finding
 from isobit.engines.base import COMPUTES
 from isobit.integer import overflow_risks
@@ -31,13 +31,7 @@ _SIGNED = (
 
 
 def check_judgeable(file: onnx.ModelProto, path: Path) -> None:
-    """Raise UnsupportedError for the QOperator format, ArtifactError for a file that quantizes nothing."""
-    operators = [n for n in file.graph.node if n.op_type.startswith("QLinear") or n.op_type == "QGemm"]
-    if operators:
-        raise UnsupportedError(
-            f"{path} is in the QOperator format ({operators[0].name}, {operators[0].op_type}), which fixes the kernels "
-            "of one engine. Write it as QDQ: quant_format=QuantFormat.QDQ in onnxruntime.quantization"
-        )
+    """Raise ArtifactError for a file that quantizes nothing."""
     quantizers = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "MatMulInteger"}
     if not any(n.op_type in quantizers for n in file.graph.node):
         raise ArtifactError(

@@ -14,7 +14,6 @@ from isobit.cli.output import facts
 from isobit.core.arithmetic import FLOAT32_VNNI, LITERT
 from isobit.core.errors import SettingError
 from isobit.core.litert_file import is_litert
-from isobit.core.onnx_file import read_onnx
 from isobit.core.records import Finding, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
@@ -44,7 +43,7 @@ def run(path: Path, given: Mapping[str, object]) -> Judged:
         raise SettingError(f"{names[0]} is of use with a network, and {path} is a file: it is judged as it is")
     if is_litert(path):
         return _litert(path)
-    file = read_onnx(path)
+    file = load_qdq(path)
     check_judgeable(file, path)
     islands = set(planned_islands(file, _RULES))
     computing = [n for n in file.graph.node if n.op_type in COMPUTES - {"Relu", "Clip"}]

@@ -16,6 +16,7 @@ from isobit.core.litert_file import is_litert
 from isobit.core.onnx_file import read_onnx
 from isobit.integer.difference import quantized_tensors
 from isobit.integer.litert import qdq_of_litert
+from isobit.integer.qoperator import has_quantized_operators, qdq_of_qoperators
 
 QUANTIZERS = "isobit.quantizers"
 """The key under which a file that is no ONNX says where it holds the integers of each quantizer, in JSON."""
@@ -45,11 +46,15 @@ def format_of(path: Path | str) -> str:
 
 
 def load_qdq(path: Path | str) -> onnx.ModelProto:
-    """The graph of an ONNX file as it is, of a LiteRT file with QuantizeLinear and DequantizeLinear.
+    """The graph of a file, with QuantizeLinear and DequantizeLinear: those of an ONNX file, or what its quantized
+    operators or the tensors of a LiteRT file mean.
 
     Raises ArtifactError for a file that is damaged or foreign, UnsupportedError for ops that have no rule.
     """
-    return qdq_of_litert(path) if is_litert(path) else read_onnx(path)
+    if is_litert(path):
+        return qdq_of_litert(path)
+    file = read_onnx(path)
+    return qdq_of_qoperators(file) if has_quantized_operators(file) else file
 
 
 def places_of(file: onnx.ModelProto) -> list[Place]:
@@ -162,7 +167,7 @@ def output_step(file: onnx.ModelProto) -> float | None:
 def check_runs(path: Path, metadata: dict[str, str]) -> None:
     """Raise ArtifactError for a file in a form for other tools, which the integer reference does not read."""
     found = metadata.get("isobit.format", "onnx")
-    if found != "onnx":
+    if found not in ("onnx", "onnx-qoperator"):
         raise ArtifactError(
             f"{path} has the format {found}, and isobit verifies the format onnx: export the model to that one too, "
             "which holds the same integers, and verify it"

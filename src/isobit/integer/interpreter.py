@@ -175,7 +175,7 @@ class Reference:
         value = env.get(step.result or step.node.outputs[0])
         if isinstance(value, Tensor) and step.node.op == "QuantizeLinear" and keep is None:
             integers[step.node.outputs[0]] = value.numpy()
-        if isinstance(value, Integers) and (keep is None or step.result in keep):
+        if isinstance(value, Integers) and step.result and (keep is None or step.result in keep):
             kind = _SMALLEST[value.low < 0, value.high > 255 or value.low < -128]
             integers[step.result] = value.q.to(kind).numpy()
 
