@@ -34,9 +34,11 @@ def check_judgeable(file: onnx.ModelProto, path: Path) -> None:
     """Raise ArtifactError for a file that quantizes nothing."""
     quantizers = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "MatMulInteger"}
     if not any(n.op_type in quantizers for n in file.graph.node):
+        beside = path.with_suffix(".encodings")
+        hint = f". {beside.name} lies beside it: give it with --encodings" if beside.is_file() else ""
         raise ArtifactError(
             f"{path} was not written by isobit, and nothing in it is quantized: there are no integers to compare. "
-            "Quantize the network first (isobit quantize), or give the quantized file"
+            f"Quantize the network first (isobit quantize), or give the quantized file{hint}"
         )
 
 

@@ -32,6 +32,7 @@ def analyze(
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
     recipe: o.RecipeFile = None,
+    encodings: o.EncodingsOfFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
     batch_size: o.BatchSize = 50,
@@ -52,14 +53,13 @@ def analyze(
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
     from isobit.cli.settings import recipe_of
-    from isobit.core.errors import SettingError
     from isobit.core.records import to_json
 
     if model.endswith((".onnx", ".tflite")):
-        _judge(Path(model), (data, target, weights, recipe, report, bits, weight_bits, activation_bits), json=json)
+        given = (data, target, weights, recipe, report, bits, weight_bits, activation_bits)
+        _judge(Path(model), given, encodings, json=json)
         return
-    if data is None:
-        raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
+    data = _calibration(data, encodings)
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
@@ -78,14 +78,25 @@ def analyze(
         show(*analyzing.page(record, report))
 
 
+def _calibration(data: str | None, encodings: Path | None) -> str:
+    """The data of a network. Raises SettingError without any, or for what belongs to a file."""
+    from isobit.core.errors import SettingError
+
+    if encodings is not None:
+        raise SettingError("--encodings are those of an ONNX file, and the model is a network")
+    if data is None:
+        raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
+    return data
+
+
 _NETWORKS = ("--data", "--target", "--weights", "--recipe", "--report", "--bits", "--weight-bits", "--activation-bits")
 
 
-def _judge(file: Path, given: tuple[object, ...], *, json: bool) -> None:
+def _judge(file: Path, given: tuple[object, ...], encodings: Path | None, *, json: bool) -> None:
     from isobit.cli import judging
     from isobit.cli.output import print_json, show
 
-    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)))
+    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)), encodings)
     if json:
         print_json(judging.as_json(found))
     else:

@@ -17,6 +17,7 @@ from isobit.core.litert_file import is_litert
 from isobit.core.records import Finding, to_json
 from isobit.core.risks import OverflowRisk, overflow_lines
 from isobit.engines.base import COMPUTES
+from isobit.export.from_encodings import with_encodings
 from isobit.integer import overflow_risks
 from isobit.integer.files import load_qdq
 
@@ -37,13 +38,13 @@ class Judged:
     rules: str = "ONNX Runtime on x86"
 
 
-def run(path: Path, given: Mapping[str, object]) -> Judged:
+def run(path: Path, given: Mapping[str, object], encodings: Path | None = None) -> Judged:
     """Judge a file. `given` are the options that only a network has a use for."""
     if names := [name for name, value in given.items() if value not in (None, [], "")]:
         raise SettingError(f"{names[0]} is of use with a network, and {path} is a file: it is judged as it is")
-    if is_litert(path):
+    if is_litert(path) and encodings is None:
         return _litert(path)
-    file = load_qdq(path)
+    file = load_qdq(path) if encodings is None else with_encodings(path, encodings)
     check_judgeable(file, path)
     islands = set(planned_islands(file, _RULES))
     computing = [n for n in file.graph.node if n.op_type in COMPUTES - {"Relu", "Clip"}]

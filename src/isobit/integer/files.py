@@ -171,6 +171,7 @@ def check_runs(path: Path, metadata: dict[str, str]) -> None:
         raise ArtifactError(
             f"{path} has the format {found}, and isobit verifies the format onnx: export the model to that one too, "
             "which holds the same integers, and verify it"
+            + (", or give the encodings beside it: --encodings FILE" if found.startswith("aimet") else "")
         )
 
 

@@ -31,6 +31,7 @@ from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
+from isobit.export.from_encodings import quantized_file
 from isobit.graph.capture import capture
 from isobit.graph.insert import preparation
 from isobit.integer.files import format_of, read_metadata
@@ -235,15 +236,17 @@ def verify(
     data: Data | None = None,
     *,
     engine: str | None = None,
+    encodings: str | Path | None = None,
     progress: Progress = silent,
 ) -> Certificate:
     """Run an exported file on a real engine and prove that it computes what was simulated; see `isobit.verify`.
 
-    Without `engine`, the first of the target's engines that is installed. Raises ArtifactError, EngineError,
-    UnknownNameError.
+    Without `engine`, the first of the target's engines that is installed. `encodings` are AIMET's, of a float ONNX
+    file: the network is quantized as they say. Raises ArtifactError, EngineError, UnknownNameError.
     """
-    chosen = look_up("engine", ENGINES, engine)() if engine else _engine_of(Path(path))
-    return verify_with(path, model, data, engine=chosen, progress=progress)
+    with quantized_file(path, encodings) as file:
+        chosen = look_up("engine", ENGINES, engine)() if engine else _engine_of(file)
+        return verify_with(file, model, data, engine=chosen, progress=progress)
 
 
 _FOR_ANY = ("onnxruntime", "openvino", "litert")
