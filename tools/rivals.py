@@ -1,9 +1,12 @@
-"""Quantize a float ONNX file with another tool: ONNX Runtime's `quantize_static`, or NNCF. The bench tools call it.
+"""Quantize a float network with another tool: ONNX Runtime, NNCF, Quark, ModelOpt, LiteRT's. The bench tools call it.
 
     PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--images 64] [--batch 1] [--core 0]
 
 PYTHON is one that has the tool (`pip install onnxruntime onnx`, or `pip install nncf openvino onnx onnxruntime`):
-neither isobit nor PyTorch is imported. OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`. The last line
+isobit is not imported. OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`, a LiteRT one (.tflite) for
+`edge-int8`, which reads the program `float.pt2` of torch.export beside float.onnx. Quark, ModelOpt and LiteRT's tools
+need an environment each: `pip install amd-quark onnx==1.22.0 onnxruntime onnxscript …`, `nvidia-modelopt` with
+`--no-deps` and what it imports, `litert-torch ai-edge-quantizer`, each behind a PyTorch without CUDA. The last line
 printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
 counted, and of the whole process.
 """
@@ -99,6 +102,57 @@ def nncf_on_openvino(model: Path, batches: Arrays, out: Path) -> Callable[[], No
     return run
 
 
+def quark(name: str) -> Job:
+    """AMD Quark with one of its named configurations."""
+
+    def job(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+        from quark.onnx import ModelQuantizer
+        from quark.onnx.quantization.config import Config, get_default_config
+
+        config = Config(global_quant_config=get_default_config(name))
+        reader = _reader(batches, _input_name(model))
+        return lambda: ModelQuantizer(config).quantize_model(str(model), str(out), reader)
+
+    return job
+
+
+def modelopt(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """NVIDIA ModelOpt's int8 with its defaults, but for floats of 32 bits between the quantizers."""
+    import numpy as np
+    from modelopt.onnx.quantization import quantize
+
+    data = {_input_name(model): np.concatenate(batches)}
+    return lambda: quantize(
+        onnx_path=str(model),
+        quantize_mode="int8",
+        calibration_data=data,
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=str(out),
+    )
+
+
+def edge(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """litert-torch, then ai-edge-quantizer's static recipe: int8 weights and activations, int8 in and out."""
+    import litert_torch
+    import torch
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+
+    program = torch.export.load(model.with_suffix(".pt2"))
+    floats = out.with_suffix(".float.tflite")
+    litert_torch.convert(program.module(), (torch.from_numpy(batches[0]),)).export(str(floats))
+    ((signature, ends),) = Interpreter(str(floats)).get_signature_list().items()
+    samples = {signature: [{ends["inputs"][0]: x} for x in batches]}
+
+    def run() -> None:
+        job = quantizer.Quantizer(str(floats))
+        job.load_quantization_recipe(recipe.static_wi8_ai8())
+        job.quantize(job.calibrate(samples)).export_model(str(out), overwrite=True)
+
+    return run
+
+
 METHODS: dict[str, Job] = {
     "ort-minmax": onnxruntime_static("MinMax"),
     "ort-percentile": onnxruntime_static("Percentile"),
@@ -107,8 +161,18 @@ METHODS: dict[str, Job] = {
     "ort-defaults": onnxruntime_defaults,
     "nncf-onnx": nncf_on_onnx,
     "nncf-openvino": nncf_on_openvino,
+    "quark-xint8": quark("XINT8"),
+    "quark-a8w8": quark("A8W8"),
+    "modelopt-int8": modelopt,
+    "edge-int8": edge,
 }
-SUFFIX = {"nncf-openvino": ".xml"}
+SUFFIX = {"nncf-openvino": ".xml", "edge-int8": ".tflite"}
+
+
+PACKAGES = {
+    "ort": ("onnxruntime",), "nncf": ("nncf",), "quark": ("amd-quark",), "modelopt": ("nvidia-modelopt",),
+    "edge": ("litert-torch", "ai-edge-quantizer"),
+}  # fmt: skip
 
 
 def _input_name(model: Path) -> str:
@@ -164,9 +228,7 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    packages = [
-        p for p in ("onnxruntime", "nncf", "openvino") if p.startswith(options.method[:3].replace("ort", "onn"))
-    ]
+    packages = PACKAGES[options.method.split("-")[0]]
     result = {
         **spent,
         "peak_mb": memory("VmHWM"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from isobit.core.arithmetic import Arithmetic, FloatMultiplier, HalfAway, ThroughFloat
 from isobit.core.errors import UnsupportedError
-from isobit.integer.low_bit import dequantized_blocks
+from isobit.integer.low_bit import dequantized_blocks, rounded_weight
 from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.values import Constant, Format
 
@@ -87,12 +87,25 @@ class Plan:
         self._done: set[int] = set()
         self.steps: list[Step] = []
         for node in graph.nodes:
+            if node.op == "QuantizeLinear" and self._rounds_weight(node):
+                with described_by(node):
+                    values = [graph.constants[name] for name in node.inputs]
+                    graph.constants[node.outputs[0]] = rounded_weight(values, int(node.attributes.get("axis", 1)))
+        for node in graph.nodes:
             if node.op == "DequantizeLinear" and node.inputs[0] in graph.constants:
                 self._dequantize(node)  # a bias may stand behind the product that takes it in
         for node in graph.nodes:
             if id(node) not in self._done:
                 with described_by(node):
                     self.steps.append(self._step(node))
+
+    def _rounds_weight(self, node: Node) -> bool:
+        """Whether a QuantizeLinear rounds a float weight of the file: engines do that while they load it."""
+        if any(name not in self.graph.constants for name in node.inputs if name):
+            return False
+        behind = [r for r in self.graph.readers.get(node.outputs[0], []) if r.op == "DequantizeLinear"]
+        readers = [(r, d.outputs[0]) for d in behind for r in self.graph.readers.get(d.outputs[0], [])]
+        return any(name in r.inputs[1:2] and r.op in ("Conv", "ConvTranspose", "Gemm", "MatMul") for r, name in readers)
 
     def weight(self, tensor: str) -> Constant | None:
         """The integers behind `tensor`, where it is a dequantized initializer."""
