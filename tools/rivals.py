@@ -1,11 +1,13 @@
-"""Quantize a float network with another tool: ONNX Runtime's `quantize_static`, NNCF, torchao, Google's for LiteRT.
+"""Quantize a float network with another tool: ONNX Runtime, NNCF, torchao, Quark, ModelOpt, Google's for LiteRT.
 
     PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--limit 64] [--batch 1] [--core 0]
 
 PYTHON is one that has the tool (`pip install onnxruntime onnx`, `pip install nncf openvino onnx onnxruntime`, or
-`pip install torch torchao`, or `pip install torch litert-torch ai-edge-quantizer`): isobit is not imported. OUT is an
-ONNX file, an OpenVINO one (.xml) for `nncf-openvino`, a LiteRT one for `ai-edge` and one of torch.export (.pt2) for
-`torchao-x86`; these two start from such a file instead of ONNX. The last line
+`pip install torch torchao`, or `pip install torch litert-torch ai-edge-quantizer`): isobit is not imported. Quark and
+ModelOpt need an environment each: `pip install amd-quark onnx==1.22.0 onnxruntime onnxscript …`, `nvidia-modelopt` with
+`--no-deps` and what it imports, each behind a PyTorch without CUDA. OUT is an ONNX file, an OpenVINO one (.xml) for
+`nncf-openvino`, a LiteRT one for `ai-edge` and `edge-int8`, and one of torch.export (.pt2) for `torchao-x86`. `ai-edge`
+and `torchao-x86` start from such a file instead of ONNX, `edge-int8` from float.pt2 beside float.onnx. The last line
 printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
 counted, and of the whole process.
 """
@@ -147,6 +149,57 @@ def torchao_x86(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
     return run
 
 
+def quark(name: str) -> Job:
+    """AMD Quark with one of its named configurations."""
+
+    def job(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+        from quark.onnx import ModelQuantizer
+        from quark.onnx.quantization.config import Config, get_default_config
+
+        config = Config(global_quant_config=get_default_config(name))
+        reader = _reader(batches, _input_name(model))
+        return lambda: ModelQuantizer(config).quantize_model(str(model), str(out), reader)
+
+    return job
+
+
+def modelopt(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """NVIDIA ModelOpt's int8 with its defaults, but for floats of 32 bits between the quantizers."""
+    import numpy as np
+    from modelopt.onnx.quantization import quantize
+
+    data = {_input_name(model): np.concatenate(batches)}
+    return lambda: quantize(
+        onnx_path=str(model),
+        quantize_mode="int8",
+        calibration_data=data,
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=str(out),
+    )
+
+
+def edge(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """litert-torch, then ai-edge-quantizer's static recipe: int8 weights and activations, int8 in and out."""
+    import litert_torch
+    import torch
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+
+    program = torch.export.load(model.with_suffix(".pt2"))
+    floats = out.with_suffix(".float.tflite")
+    litert_torch.convert(program.module(), (torch.from_numpy(batches[0]),)).export(str(floats))
+    ((signature, ends),) = Interpreter(str(floats)).get_signature_list().items()
+    samples = {signature: [{ends["inputs"][0]: x} for x in batches]}
+
+    def run() -> None:
+        job = quantizer.Quantizer(str(floats))
+        job.load_quantization_recipe(recipe.static_wi8_ai8())
+        job.quantize(job.calibrate(samples)).export_model(str(out), overwrite=True)
+
+    return run
+
+
 METHODS: dict[str, Job] = {
     "ort-minmax": onnxruntime_static("MinMax"),
     "ort-percentile": onnxruntime_static("Percentile"),
@@ -157,8 +210,18 @@ METHODS: dict[str, Job] = {
     "nncf-openvino": nncf_on_openvino,
     "ai-edge": ai_edge,
     "torchao-x86": torchao_x86,
+    "quark-xint8": quark("XINT8"),
+    "quark-a8w8": quark("A8W8"),
+    "modelopt-int8": modelopt,
+    "edge-int8": edge,
 }
-SUFFIX = {"nncf-openvino": ".xml"}
+SUFFIX = {"nncf-openvino": ".xml", "edge-int8": ".tflite"}
+
+
+PACKAGES = {
+    "ort": ("onnxruntime",), "nncf": ("nncf",), "quark": ("amd-quark",), "modelopt": ("nvidia-modelopt",),
+    "edge": ("litert-torch", "ai-edge-quantizer"), "ai": ("litert-torch", "ai-edge-quantizer"), "torchao": ("torchao",),
+}  # fmt: skip
 
 
 def _input_name(model: Path) -> str:
@@ -214,13 +277,7 @@ def main(arguments: list[str]) -> int:
         before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
         run()
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    own = {
-        "ort": ("onnxruntime",),
-        "nncf": ("nncf",),
-        "ai": ("litert-torch", "ai-edge-quantizer"),
-        "torchao": ("torchao",),
-    }
-    packages = own[options.method.split("-")[0]]
+    packages = PACKAGES[options.method.split("-")[0]]
     result = {
         **spent,
         "peak_mb": memory("VmHWM"),

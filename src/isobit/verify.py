@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.analysis.referee import check_judgeable, judge
+from isobit.analysis.referee_litert import judge_litert
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import ArtifactError, EngineError
 from isobit.core.files import sha256_of_file
+from isobit.core.litert_file import is_litert
 from isobit.core.onnx_file import graph_inputs
 from isobit.core.progress import Progress, silent
-from isobit.core.records import Accuracy, Certificate, Comparison, Latency, Mismatch, Verdict
+from isobit.core.records import Accuracy, Certificate, Comparison, Finding, Latency, Mismatch, Verdict
 from isobit.core.risks import OverflowRisk, pair_text
 from isobit.engines import Engine, Session
 from isobit.graph.convert import convert, hash_integers
 from isobit.graph.deployed_activations import ActivationQuantizer
 from isobit.integer import Reference, accumulating, first_difference, overflow_risks, quantized_tensors
 from isobit.integer.files import check_runs, format_of, load_qdq, metadata_of, output_step, places_of, random_inputs
+from isobit.integer.inputs import fitted
+from isobit.integer.qoperator import rules_for
 
 LOCATED = 8
 """Samples of a batch in which the first op that differs is looked for: every tensor of theirs is kept and compared."""
@@ -182,7 +186,7 @@ def verify(
         _check_foreign(file, path, model)
     data = random_inputs(file) if data is None else data
     deployed = None if model is None else _deployed(path, model, metadata)
-    reference = Reference(file, engine.arithmetic)
+    reference = Reference(file, rules_for(file, engine.arithmetic))
     runs = _Executions(path, file, engine, deployed, reference, engine.load(path))
     step = output_step(file)
     pairs = [("reference", engine.name)]
@@ -191,7 +195,7 @@ def verify(
     runs.tallies = {pair: _Tally(*pair, step=step) for pair in pairs}
     total = len(data) if isinstance(data, Sized) else None
     with torch.inference_mode():
-        for done, batch in enumerate(batches(data, name="verification data"), start=1):
+        for done, batch in enumerate(fitted(file, batches(data, name="verification data")), start=1):
             runs.see(batch)
             progress("verifying", done, total)
     return _certificate(runs, metadata, latency)
@@ -204,7 +208,10 @@ def _check_foreign(file: onnx.ModelProto, path: Path, model: fx.GraphModule | No
             f"{path} was not written by isobit: it carries no isobit metadata, so it is not this model's. Export the "
             "model with isobit.export, or verify the file without a model"
         )
-    check_judgeable(file, path)
+    if is_litert(path):
+        judge_litert(path)
+    else:
+        check_judgeable(file, path)
 
 
 def _deployed(path: Path, model: fx.GraphModule, metadata: dict[str, str]) -> fx.GraphModule:
@@ -252,7 +259,7 @@ def first_output(y: object) -> Tensor:
 
 def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Latency, ...]) -> Certificate:
     engine, islands = runs.engine, runs.session.float_islands()
-    findings = () if metadata else judge(runs.file, engine.arithmetic, engine=engine.name, islands=islands)
+    findings = () if metadata else _findings(runs, islands)
     verdict, cause = _verdict(runs, next((f.problem for f in findings if f.drops_rounding), ""))
     if verdict == "broken" and (advice := getattr(runs.engine, "advice", "")):
         cause = f"{cause}. {advice}"
@@ -278,6 +285,13 @@ def _certificate(runs: _Executions, metadata: dict[str, str], latency: tuple[Lat
         integers_sha256=metadata.get("isobit.integers_sha256", ""),
         versions={name: version(name) for name in ("isobit", "torch", "onnx")},
     )
+
+
+def _findings(runs: _Executions, islands: tuple[str, ...]) -> tuple[Finding, ...]:
+    """What is to know of a file that others made."""
+    if is_litert(runs.path):
+        return judge_litert(runs.path)
+    return judge(runs.file, runs.engine.arithmetic, engine=runs.engine.name, islands=islands)
 
 
 def _older_risks(runs: _Executions) -> tuple[OverflowRisk, ...]:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 import isobit
 from integer.graphs import QdqGraph, small_network
 from isobit.core.arithmetic import FLOAT32
-from isobit.core.errors import ArtifactError, UnsupportedError
+from isobit.core.errors import ArtifactError, EngineError, UnsupportedError
+from isobit.core.onnx_file import read_onnx
 from isobit.core.records import Certificate, from_json, to_json
 from isobit.engines import ENGINES
+from isobit.engines.onnxruntime import _explained
 from isobit.export import export_float
 from isobit.graph.capture import capture
 
@@ -167,11 +169,22 @@ def test_on_openvino_the_rounding_in_front_of_the_add_is_dropped(between: bool, 
         assert "drops the rounding" in certificate.cause
 
 
-def test_qoperator_files_say_what_to_do(float_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_quantized_operators_are_read_as_what_they_mean(signed: bool, float_file: Path, tmp_path: Path) -> None:
+    from cli.bad_input import invoke
+
     quantization = pytest.importorskip("onnxruntime.quantization")
-    path = by_onnxruntime(float_file, tmp_path / "q.onnx", quant_format=quantization.QuantFormat.QOperator)
-    with pytest.raises(UnsupportedError, match=r"QOperator format.*quant_format=QuantFormat\.QDQ"):
-        isobit.verify(path)
+    types = kinds(activation_type="QInt8" if signed else "QUInt8", weight_type="QInt8")
+    form = quantization.QuantFormat.QOperator
+    path = by_onnxruntime(float_file, tmp_path / "q.onnx", per_channel=True, quant_format=form, **types)
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in onnx.load(path).graph.node}
+    certificate = isobit.verify(path)
+    (mean,) = [n.name for n in onnx.load(path).graph.node if n.op_type == "ReduceMean"]
+    assert (certificate.verdict, certificate.float_islands) == ("exact", (mean,))
+    assert ops_of(certificate, "ReduceMean") == {mean}
+    assert ops_of(certificate, "before VNNI") <= {n.name for n in onnx.load(path).graph.node}
+    said = json.loads(invoke(f"analyze {path} --json").stdout)
+    assert (said["float"], said["integer"]) == ({"ReduceMean": 1}, {"Conv": 2, "Add": 1, "Gemm": 1})
 
 
 def test_a_float_file_has_nothing_to_judge(float_file: Path) -> None:
@@ -246,7 +259,7 @@ def start_two(g: QdqGraph) -> str:
     ("change", "says"),
     [
         (half_quantized_add, "Add input is not quantized"),
-        (clip_inside, "clips inside the range 0 to 12.75"),
+        (clip_inside, "a Clip clips inside the range of its quantizer"),
         (no_quantizer_behind, "no quantizer reads the result of this Conv"),
         (output_in_float, "an output of the file without a quantizer"),
         (read_before_rounding, "others read its result before it is rounded"),
@@ -319,6 +332,65 @@ def test_a_sound_file_has_no_findings(tmp_path: Path) -> None:
     assert (certificate.verdict, certificate.findings) == ("exact", ())
 
 
+def test_nodes_in_any_order_are_sorted(tmp_path: Path) -> None:
+    """As AMD Quark writes them; ONNX Runtime takes such files too."""
+    pytest.importorskip("onnxruntime")
+    g = small_network()
+    onnx.save(g.model(), tmp_path / "sorted.onnx")
+    model = g.model()
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    onnx.save(model, tmp_path / "net.onnx")
+    assert [n.name for n in read_onnx(tmp_path / "net.onnx").graph.node] != [n.name for n in model.graph.node]
+    one, other = (isobit.verify(tmp_path / name) for name in ("net.onnx", "sorted.onnx"))
+    assert (one.verdict, one.findings) == (other.verdict, other.findings) == ("exact", one.findings)
+
+
+def test_float_weights_behind_a_quantizer_are_rounded_as_the_engine_does(tmp_path: Path) -> None:
+    """As NVIDIA ModelOpt writes them: QuantizeLinear and DequantizeLinear of a float constant, scales per channel."""
+    pytest.importorskip("onnxruntime")
+    g = QdqGraph(0)
+    x = start(g)
+    scale = g.rng.uniform(0.002, 0.02, 8).astype(np.float32)
+    w = g.constant(
+        "weight", (g.rng.integers(-254, 255, (8, 3, 3, 3)) / 2 * scale.reshape(8, 1, 1, 1)).astype(np.float32)
+    )
+    names = [g.constant("scale", scale), g.constant("zero_point", np.zeros(8, np.int8))]
+    q = g.node("QuantizeLinear", [w, *names], axis=0)
+    y = g.node("Conv", [x, g.node("DequantizeLinear", [q, *names], axis=0), g.bias(x, scale, 8)])
+    g.output(g.qdq(y, scale=0.1))
+    certificate = isobit.verify(g.save(tmp_path / "net.onnx"), None, inputs(g), engine="onnxruntime")
+    assert (certificate.verdict, certificate.float_islands) == ("exact", ())
+
+
+def test_float16_between_quantizers_is_refused(tmp_path: Path) -> None:
+    g = QdqGraph(0)
+    x = g.node("Cast", [g.input("batch", 3, 8, 8)], to=onnx.TensorProto.FLOAT16)
+    names = [g.constant("scale", np.float16(0.02)), g.constant("zero_point", np.int8(0))]
+    y = g.node("DequantizeLinear", [g.node("QuantizeLinear", [x, *names]), *names])
+    g.output(g.node("Cast", [y], to=onnx.TensorProto.FLOAT))
+    with pytest.raises(UnsupportedError, match="computes in float16 between its quantizers"):
+        isobit.verify(g.save(tmp_path / "net.onnx"), None, inputs(g), engine="onnxruntime")
+
+
+def test_sixteen_bits_are_no_signed_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    g = QdqGraph(0, dtype=np.int16)
+    conv = end(g, g.conv(start(g), 3, 4))
+    certificate = isobit.verify(g.save(tmp_path / "net.onnx"), None, inputs(g), engine="onnxruntime")
+    assert ops_of(certificate, "its activations have 16 bits") == {f"node_{conv}"} == set(certificate.float_islands)
+
+
+def test_a_refusal_of_onnx_runtime_says_what_to_do(tmp_path: Path) -> None:
+    """Signed activations through a Slice, as ModelOpt places them: version 1.31 refuses its own rewriting."""
+    pytest.importorskip("onnxruntime")
+    error = _explained(EngineError("a: output_dtype INT8 does not match y_zero_point type UINT8"))
+    assert "quantize with unsigned activations" in str(error)
+    other = EngineError("anything else")
+    assert _explained(other) is other
+
+
 def test_a_file_with_a_fixed_batch(float_file: Path, tmp_path: Path) -> None:
     path = by_onnxruntime(
         float_file, tmp_path / "qdq.onnx", per_channel=True, **kinds(activation_type="QUInt8", weight_type="QInt8")
@@ -327,6 +399,6 @@ def test_a_file_with_a_fixed_batch(float_file: Path, tmp_path: Path) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 3
     onnx.save(model, path)
-    assert isobit.verify(path).samples == 3
+    assert isobit.verify(path).samples == 33
     assert FLOAT32.adds_in_convolution is False
     assert all(numpy_helper.to_array(t).dtype != np.float64 for t in model.graph.initializer)

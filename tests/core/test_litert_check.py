@@ -109,6 +109,23 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+def test_data_behind_the_flatbuffer_are_read(path: Path) -> None:
+    """As ai-edge-quantizer writes large models: a buffer says where in the file its data lie."""
+    model = read_litert(path)
+    buffer = model.buffers[tensor(model, -1).buffer]
+    kept = np.asarray(buffer.data, np.uint8).tobytes()
+    buffer.data, buffer.offset, buffer.size = None, 1 << 20, len(kept)
+    head = serialized(model)
+    path.write_bytes(head + bytes((1 << 20) - len(head)) + kept)
+    found = read_litert(path)
+    found_buffer = found.buffers[tensor(found, -1).buffer]
+    assert np.asarray(found_buffer.data, np.uint8).tobytes() == kept
+    check_litert(found)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="data outside the flatbuffer that it does not hold"):
+        read_litert(path)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused(name: str, path: Path) -> None:
     change, message = HOSTILE[name]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from integer.cases import CASES, Case, average, conv_1d, samples, softmax
+from integer.cases import CASES, Case, average, samples, softmax
 from integer.graphs import QdqGraph
 from isobit.core.errors import UnsupportedError
 from isobit.core.litert_file import serialized
@@ -18,8 +18,19 @@ from isobit.integer.litert import qdq_of_litert
 
 pytestmark = pytest.mark.skipif(bool(LiteRt().missing()), reason=LiteRt().missing() or "installed")
 
-WRITTEN = tuple(case for case in CASES if case is not conv_1d)
-"""LiteRT has no convolution over one dimension."""
+
+def line(g: QdqGraph) -> None:
+    """Convolutions over one dimension with strides, dilations and groups, a residual, pooling, a mean."""
+    x = g.qdq(g.input("batch", 6, 21))
+    a = g.qdq(g.node("Relu", [g.conv(x, 6, 8, (3,), pads=[1, 1])]), scale=0.1, zero_point=g.lowest)
+    b = g.qdq(g.conv(a, 8, 8, (5,), group=8, pads=[4, 4], dilations=[2]), scale=0.2)
+    c = g.qdq(g.node("Add", [a, b]))
+    d = g.qdq(g.conv(c, 8, 4, (3,), strides=[2], pads=[1, 0], group=2), scale=0.1)
+    d = g.node("MaxPool", [d], kernel_shape=[2], strides=[2])
+    g.output(g.qdq(g.node("GlobalAveragePool", [d])))
+
+
+WRITTEN = (*CASES, line)
 
 PARTLY = {average: "padding that LiteRT does not have", softmax: "another dimension than the last"}
 """Cases that draw what LiteRT cannot express for some seeds, and what the error says."""
@@ -103,8 +114,8 @@ def test_unsigned_and_signed_bytes_are_one_file(tmp_path: Path) -> None:
 
 def test_what_has_no_form_is_named(tmp_path: Path) -> None:
     g = QdqGraph(0)
-    conv_1d(g)
-    with pytest.raises(UnsupportedError, match=r"LiteRT: node_conv_\d+ \(Conv\) has 1 dimensions, not 2"):
+    g.output(g.qdq(g.conv(g.qdq(g.input("batch", 3, 4, 4, 4)), 3, 4, (1, 1, 1))))
+    with pytest.raises(UnsupportedError, match=r"LiteRT: node_conv_\d+ \(Conv\) has 3 dimensions, not 1 or 2"):
         translate(onnx.load(g.save(tmp_path / "net.onnx")), {})
     g = QdqGraph(0)
     x = g.qdq(g.input("batch", 3, 8, 8))

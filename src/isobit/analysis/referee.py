@@ -28,21 +28,28 @@ _SIGNED = (
     "in float: its activations are signed bytes",
     "export unsigned bytes: the same scale, a zero point 128 higher",
 )
+_WIDE = (
+    "in float: its activations have 16 bits",
+    "8 bits: no engine here has integer kernels for more in an ONNX file",
+)
 
 
 def check_judgeable(file: onnx.ModelProto, path: Path) -> None:
-    """Raise UnsupportedError for the QOperator format, ArtifactError for a file that quantizes nothing."""
-    operators = [n for n in file.graph.node if n.op_type.startswith("QLinear") or n.op_type == "QGemm"]
-    if operators:
-        raise UnsupportedError(
-            f"{path} is in the QOperator format ({operators[0].name}, {operators[0].op_type}), which fixes the kernels "
-            "of one engine. Write it as QDQ: quant_format=QuantFormat.QDQ in onnxruntime.quantization"
-        )
+    """Raise ArtifactError for a file that quantizes nothing, UnsupportedError for one that computes in float16."""
+    halves = {t.name for t in file.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    for node in file.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in halves:
+            raise UnsupportedError(
+                f"{path} computes in float16 between its quantizers ({node.name} has a scale of it), which engines on "
+                "CPUs turn into float32 each in its own way: write it in float32 (ModelOpt: high_precision_dtype=fp32)"
+            )
     quantizers = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "MatMulInteger"}
     if not any(n.op_type in quantizers for n in file.graph.node):
+        beside = path.with_suffix(".encodings")
+        hint = f". {beside.name} lies beside it: give it with --encodings" if beside.is_file() else ""
         raise ArtifactError(
             f"{path} was not written by isobit, and nothing in it is quantized: there are no integers to compare. "
-            "Quantize the network first (isobit quantize), or give the quantized file"
+            f"Quantize the network first (isobit quantize), or give the quantized file{hint}"
         )
 
 
@@ -133,8 +140,8 @@ class _Findings:
                     )
                 else:
                     yield (f"in float: {node.op} input is not quantized", _QUANTIZE)
-            elif form is not None and form.signed and name not in self.plan.constants:
-                yield _SIGNED
+            elif form is not None and name not in self.plan.constants and (form.bits > 8 or form.signed):
+                yield _WIDE if form.bits > 8 else _SIGNED
 
     def _weights(self, node: Node) -> Iterator[Reason]:
         if node.op not in _WEIGHTED or (node.op == "MatMul" and self.plan.format(node.inputs[1]) is not None):
@@ -199,8 +206,8 @@ class _Findings:
                         "in float: the quantizer behind it has a scale for each channel",
                         "give activations one scale (per tensor)",
                     )
-                elif self.plan.node_format(quantizer).signed:
-                    yield _SIGNED
+                elif (form := self.plan.node_format(quantizer)).bits > 8 or form.signed:
+                    yield _WIDE if form.bits > 8 else _SIGNED
                 return
             if len(readers) != 1 or readers[0].op not in TRAVELS | {"Relu", "Clip"}:
                 yield (f"in float: no quantizer reads the result of this {node.op}", _QUANTIZE)
@@ -216,9 +223,8 @@ class _Findings:
             return
         form = self.plan.node_format(after)
         if self.plan.absorb(node, form) is None:
-            low, high = (float(form.scale) * (q - form.zero_point) for q in (form.low, form.high))
             yield (
-                f"in float: {node.op} {node.name} clips inside the range {low:.4g} to {high:.4g} of its quantizer",
+                f"in float: a {node.op} clips inside the range of its quantizer",
                 "let the range end where the activation clips, or clip the integers",
             )
 

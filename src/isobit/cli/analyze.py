@@ -33,6 +33,7 @@ def analyze(
     force: o.Quantize = None,
     layer_bits: o.LayerBits = None,
     recipe: o.RecipeFile = None,
+    encodings: o.EncodingsOfFile = None,
     seed: o.Seed = None,
     samples: o.Samples = 512,
     batch_size: o.BatchSize = 50,
@@ -46,22 +47,20 @@ def analyze(
     """Quantize a network as `isobit quantize` does and show, layer by layer, what that costs.
 
     SQNR and cosine compare a layer's output with the float network's when everything is quantized. Isolated is the
-    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. An ONNX
-    file with quantizers in it is judged as it is: what runs in float and what to change; a float one is a network.
+    SQNR of the network's output when this layer alone is quantized, and share is its part of all such noise. A
+    quantized file, ONNX or LiteRT, is judged as it is: what runs in float and what to change; a float one is a network.
     """
     from isobit.cli import analyzing, judging
     from isobit.cli.data import Reading
     from isobit.cli.output import print_json, show, working
     from isobit.cli.settings import recipe_of
-    from isobit.core.errors import SettingError
     from isobit.core.records import to_json
 
-    if model.endswith(".onnx") and judging.is_for(Path(model), data):
+    if model.endswith((".onnx", ".tflite")) and judging.is_for(Path(model), data, encodings):
         given = (data, target, weights, recipe, bits, weight_bits, activation_bits)
-        _judge(Path(model), given, report, context.obj, json=json)
+        _judge(Path(model), given, encodings, report, context.obj, json=json)
         return
-    if data is None:
-        raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
+    data = _calibration(data, encodings)
     settings = recipe_of(
         recipe, target=target, bits=bits, weight_bits=weight_bits, activation_bits=activation_bits,
         activation_observer=observer, weight_observer=weight_observer, keep_float=keep_float, quantize=force,
@@ -80,14 +79,27 @@ def analyze(
         show(*analyzing.page(record, report))
 
 
+def _calibration(data: str | None, encodings: Path | None) -> str:
+    """The data of a network. Raises SettingError without any, or for what belongs to a file."""
+    from isobit.core.errors import SettingError
+
+    if encodings is not None:
+        raise SettingError("--encodings are those of an ONNX file, and the model is a network")
+    if data is None:
+        raise SettingError("say what to calibrate on: --data DATA. See `isobit analyze --help`")
+    return data
+
+
 _NETWORKS = ("--data", "--target", "--weights", "--recipe", "--bits", "--weight-bits", "--activation-bits")
 
 
-def _judge(file: Path, given: tuple[object, ...], report: Path | None, command: str, *, json: bool) -> None:
+def _judge(
+    file: Path, given: tuple[object, ...], encodings: Path | None, report: Path | None, command: str, *, json: bool
+) -> None:
     from isobit.cli import judging
     from isobit.cli.output import print_json, show
 
-    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)), report, command)
+    found = judging.run(file, dict(zip(_NETWORKS, given, strict=True)), encodings, report, command)
     if json:
         print_json(judging.as_json(found))
     else:

@@ -235,6 +235,10 @@ RecipeFile = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="Seed of whatever is random. [default: 0]", show_default=False)
 ]
+EncodingsOfFile = Annotated[
+    Path | None,
+    typer.Option("--encodings", metavar="FILE", help="AIMET's encodings, by which a float ONNX file is quantized."),
+]
 RecipeInstead = Annotated[
     Path | None,
     typer.Option("--recipe", "-r", metavar="FILE", help="With --model: settings instead of those in the file."),

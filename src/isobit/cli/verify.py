@@ -14,6 +14,7 @@ Examples:
   isobit verify net.onnx
   isobit verify net.onnx --engine openvino --data test.npz --require exact
   isobit verify net.onnx --engines all --data imagenet/val
+  isobit verify float.onnx --encodings float.encodings
   isobit verify net.onnx --model net.py:net -w net.safetensors \\
       --calibration imagenet/train --data imagenet/val --json
 """
@@ -22,9 +23,7 @@ Examples:
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", help="An ONNX file, by isobit or (QDQ) by others, or a LiteRT file.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help="An ONNX or LiteRT file, by isobit or by others.", show_default=False),
     ],
     engine: o.EngineName = None,
     engines: o.EngineNames = None,
@@ -45,6 +44,7 @@ def verify(
     calibration: Annotated[
         str | None, typer.Option("--calibration", metavar="DATA", help="With --model: the calibration data of then.")
     ] = None,
+    encodings: o.EncodingsOfFile = None,
     recipe: o.RecipeInstead = None,
     samples: o.Samples = 512,
     batch_size: o.BatchSize = 50,
@@ -68,7 +68,7 @@ def verify(
     check_verdict(require)
     job = verifying.Job(
         file=file, engine=engine, engines=engines, data=data, eval_samples=eval_samples or None, model=model,
-        weights=weights, calibration=calibration, recipe=recipe, samples=samples or None,
+        weights=weights, calibration=calibration, encodings=encodings, recipe=recipe, samples=samples or None,
         reading=Reading(batch_size=batch_size, resize=resize, crop=crop, normalize=normalize),
     )  # fmt: skip
     with working(debug=debug) as watch:

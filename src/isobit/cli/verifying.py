@@ -18,6 +18,7 @@ from isobit.cli.progress import Watch
 from isobit.core.errors import ArtifactError, SettingError
 from isobit.core.portability import Portability
 from isobit.core.records import Certificate, to_json
+from isobit.export.from_encodings import quantized_file
 from isobit.integer.files import read_metadata
 from isobit.recipes import workflow
 from isobit.recipes.codec import decode, read_recipe
@@ -38,6 +39,7 @@ class Job:
     model: str | None = None
     weights: Path | None = None
     calibration: str | None = None
+    encodings: Path | None = None
     recipe: Path | None = None
     samples: int | None = None
 
@@ -76,7 +78,8 @@ def run_several(job: Job, watch: Watch) -> Several:
         raise SettingError("--engine and --engines exclude each other")
     data, model = _inputs_and_model(job, watch)
     names = None if job.engines in (None, "all") else [n.strip() for n in str(job.engines).split(",") if n.strip()]
-    found = portability(job.file, model, data, engines=names, progress=watch)
+    with quantized_file(job.file, job.encodings) as file:
+        found = portability(file, model, data, engines=names, progress=watch)
     samples = max((row.samples for row in found.rows), default=0)
     inputs = f"{samples:,} samples drawn over the range of the first quantizer"
     return Several(file=job.file, inputs=inputs if data is None else data.text, found=found)
@@ -84,6 +87,8 @@ def run_several(job: Job, watch: Watch) -> Several:
 
 def _inputs_and_model(job: Job, watch: Watch) -> tuple[Batches | None, fx.GraphModule | None]:
     metadata = read_metadata(job.file)  # before anything that takes long
+    if job.model is not None and job.encodings is not None:
+        raise SettingError("--model and --encodings exclude each other: encodings belong to a file of others")
     if job.model is None and (given := _only_with_model(job)):
         raise SettingError(f"{given} is of use with --model only")
     watch.stage("loading")
@@ -96,7 +101,7 @@ def run(job: Job, watch: Watch) -> Verified:
     data, model = _inputs_and_model(job, watch)
     watch.stage(f"loading {job.file.name} into the engine")
     progress = watch if data is None else data.counted(watch)
-    certificate = workflow.verify(job.file, model, data, engine=job.engine, progress=progress)
+    certificate = workflow.verify(job.file, model, data, engine=job.engine, encodings=job.encodings, progress=progress)
     inputs = f"{certificate.samples:,} samples drawn over the range of the first quantizer"
     return Verified(file=job.file, inputs=inputs if data is None else data.text, certificate=certificate)
 

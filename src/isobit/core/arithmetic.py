@@ -153,6 +153,24 @@ class FusedOffset:
 
 
 @dataclass(frozen=True, slots=True)
+class ByteFactor:
+    """From one format to another: ((q - z) · m + 128) >> 8, plus z_y, with m = rint(256 · s / s_y): XNNPACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class MlasTables:
+    """Sigmoid, Softmax and LeakyRelu as ONNX Runtime computes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiteRtTables:
+    """Sigmoid, Tanh and Gelu by a table of the rounded function, Softmax by one of e^x, HardSwish in 16 bits.
+
+    LeakyRelu by two factors of the rule `convert`. LiteRT, both sets of kernels.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ThroughRequantize:
     """Compute with integers and requantize once, with the ratio of the scales as the multiplier."""
 
@@ -173,6 +191,8 @@ class ShortMean:
 
 Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ShortRatios | ThroughFloat | ThroughRequantize
 Rescale = ThroughFloat | ThroughRequantize
+Convert = ThroughFloat | ByteFactor | FixedPoint
+Tables = MlasTables | LiteRtTables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,8 +207,11 @@ class Arithmetic:
     product of more than two dimensions takes its bias into the integer sum. `signed` says whether it has integer
     kernels for signed activations, `twins` that it rewrites those as unsigned ones, 128 higher, first.
     `quantize_products` is the rule of a quantizer that a convolution or a linear layer takes into its own kernel,
-    where it is not `quantize`. `adds_in_convolution` says that a convolution takes the Add behind it and drops the
-    rounding between the two, `widest` up to how many bits it has integer kernels at all.
+    where it is not `quantize`. `convert` is the rule of a QuantizeLinear that reads integers of another format,
+    `tables` that of functions of one element; `more` are ops with integer kernels that ONNX Runtime has none for.
+    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two,
+    `widest` up to how many bits it has integer kernels at all, and `wide` how those of more than 8 compute, where that
+    differs.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -200,6 +223,9 @@ class Arithmetic:
     global_average: Rescale | CountInMultiplier | ShiftedSum | ShortMean = ThroughRequantize()
     average: Rescale | RoundedMean | ShortMean = ThroughFloat()
     concat: Rescale = ThroughFloat()
+    convert: Convert = ThroughFloat()
+    tables: Tables = MlasTables()
+    more: frozenset[str] = frozenset()
     accumulator_bits: int = 32
     pair_bits: int | None = None
     older_pair_bits: int | None = None
@@ -209,6 +235,11 @@ class Arithmetic:
     twins: bool = True
     adds_in_convolution: bool = False
     widest: int = 8
+    wide: "Arithmetic | None" = None
+
+    def of(self, bits: int) -> "Arithmetic":
+        """The rules for results of that many bits."""
+        return self.wide if self.wide is not None and bits > 8 else self
 
     @property
     def before_vnni(self) -> "Arithmetic":
@@ -272,6 +303,18 @@ INDUCTOR = Arithmetic(
 """PyTorch's compiler on x86: what a PT2E program says literally, but for oneDNN's products. Measured: no mismatch in 16
 million results of convolutions and linear layers."""
 
+WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
+"""The same with integers of up to 16 bits, summed in 64."""
+
+_LITERT_OPS = frozenset({"Clip", "Gelu", "HardSwish", "Max", "Min", "Pad", "ReduceMean", "Relu", "Sub", "Tanh"})
+
+_LITERT_WIDE = replace(
+    WIDE_FIXED_POINT, quantize=HalfAway(), average=RoundedMean(), any_rank=True, convert=FixedPoint(), more=_LITERT_OPS
+)
+
+LITERT = replace(XNNPACK, convert=ByteFactor(), tables=LiteRtTables(), more=_LITERT_OPS, widest=16, wide=_LITERT_WIDE)
+"""LiteRT's default: XNNPACK, and LiteRT's own kernels where XNNPACK has none."""
+
 LITERT_REFERENCE = replace(
     GEMMLOWP,
     quantize=HalfAway(),
@@ -279,11 +322,13 @@ LITERT_REFERENCE = replace(
     global_average=CountInMultiplier(),
     average=RoundedMean(),
     any_rank=True,
+    convert=FixedPoint(),
+    tables=LiteRtTables(),
+    more=_LITERT_OPS,
+    widest=16,
+    wide=_LITERT_WIDE,
 )
 """LiteRT's reference kernels. Measured: no mismatch."""
-
-WIDE_FIXED_POINT = replace(FIXED_POINT, accumulator_bits=64, widest=16)
-"""The same with integers of up to 16 bits, summed in 64."""
 
 HEXAGON = replace(
     WIDE_FIXED_POINT, requantize=ShortMultiplier(), add=ShortRatios(), global_average=ShortMean(), average=ShortMean()

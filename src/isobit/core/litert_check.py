@@ -12,23 +12,28 @@ LARGEST = 1 << 31
 
 
 class Op(NamedTuple):
-    """An op that isobit knows: the class of its options, and how many inputs it has, at least and at most."""
+    """An op that isobit knows: the class of its options, how many inputs it has, at least and at most, and results."""
 
     options: str | None
     least: int
     most: int
+    results: int = 1
 
 
 OPS = {
     "ADD": Op("AddOptions", 2, 2),
+    "ARG_MAX": Op("ArgMaxOptions", 2, 2),
     "AVERAGE_POOL_2D": Op("Pool2DOptions", 1, 1),
     "BATCH_MATMUL": Op("BatchMatMulOptions", 2, 2),
     "CAST": Op("CastOptions", 1, 1),
     "CONCATENATION": Op("ConcatenationOptions", 1, 1000),
     "CONV_2D": Op("Conv2DOptions", 3, 3),
     "DEPTHWISE_CONV_2D": Op("DepthwiseConv2DOptions", 3, 3),
+    "DEPTH_TO_SPACE": Op("DepthToSpaceOptions", 1, 1),
     "DEQUANTIZE": Op("DequantizeOptions", 1, 1),
     "DIV": Op("DivOptions", 2, 2),
+    "ELU": Op(None, 1, 1),
+    "EXPAND_DIMS": Op("ExpandDimsOptions", 2, 2),
     "FULLY_CONNECTED": Op("FullyConnectedOptions", 2, 3),
     "GATHER": Op("GatherOptions", 2, 2),
     "GELU": Op("GeluOptions", 1, 1),
@@ -41,22 +46,43 @@ OPS = {
     "MINIMUM": Op("MaximumMinimumOptions", 2, 2),
     "MUL": Op("MulOptions", 2, 2),
     "NOT_EQUAL": Op("NotEqualOptions", 2, 2),
+    "PACK": Op("PackOptions", 1, 1000),
     "PAD": Op("PadOptions", 2, 2),
     "PADV2": Op("PadV2Options", 3, 3),
     "QUANTIZE": Op("QuantizeOptions", 1, 1),
+    "REDUCE_MAX": Op("ReducerOptions", 2, 2),
+    "REDUCE_PROD": Op("ReducerOptions", 2, 2),
     "RELU": Op(None, 1, 1),
     "RELU6": Op(None, 1, 1),
     "RESHAPE": Op("ReshapeOptions", 1, 2),
+    "RESIZE_BILINEAR": Op("ResizeBilinearOptions", 2, 2),
+    "RESIZE_NEAREST_NEIGHBOR": Op("ResizeNearestNeighborOptions", 2, 2),
     "RSQRT": Op(None, 1, 1),
     "SELECT_V2": Op("SelectV2Options", 3, 3),
+    "SHAPE": Op("ShapeOptions", 1, 1),
+    "SLICE": Op("SliceOptions", 3, 3),
     "SOFTMAX": Op("SoftmaxOptions", 1, 1),
+    "SPACE_TO_DEPTH": Op("SpaceToDepthOptions", 1, 1),
+    "SPLIT": Op("SplitOptions", 2, 2, results=1000),
     "SQRT": Op(None, 1, 1),
+    "SQUEEZE": Op("SqueezeOptions", 1, 1),
+    "SQUARED_DIFFERENCE": Op("SquaredDifferenceOptions", 2, 2),
     "STRIDED_SLICE": Op("StridedSliceOptions", 4, 4),
     "SUB": Op("SubOptions", 2, 2),
+    "SUM": Op("ReducerOptions", 2, 2),
     "TANH": Op(None, 1, 1),
     "TRANSPOSE": Op("TransposeOptions", 2, 2),
 }
-"""The ops that isobit writes and reads, by their names in the schema. Each has one result."""
+"""The ops that isobit writes and reads, by their names in the schema."""
+
+MOVES = frozenset(
+    {"CAST", "DEQUANTIZE", "EXPAND_DIMS", "GATHER", "PACK", "QUANTIZE", "RESHAPE", "SHAPE", "SLICE", "SPLIT", "SQUEEZE",
+     "STRIDED_SLICE", "TRANSPOSE"}
+)  # fmt: skip
+"""Ops that compute nothing: in float they are no island."""
+
+_OPTIONAL = frozenset({"CAST", "RESHAPE"})
+"""Ops whose options, other than those without a field, a file may leave out."""
 
 
 def check_litert(model: Any) -> None:
@@ -73,7 +99,7 @@ def check_litert(model: Any) -> None:
         kind = kind_of(model, operator)
         name = f"op {place} ({kind})"
         _check_op(operator, kind, name, count)
-        written.update(int(i) for i in operator.outputs)
+        written.update(_list(operator.outputs))
     for index in (*_list(graph.inputs), *_list(graph.outputs)):
         if not 0 <= index < count:
             raise ArtifactError(f"the LiteRT file's graph refers to a tensor {index} that does not exist")
@@ -135,20 +161,29 @@ def _check_op(operator: Any, kind: str, name: str, count: int) -> None:
         raise ArtifactError(f"{name}: the LiteRT op {kind} has no rule here")
     known = OPS[kind]
     inputs, outputs = _list(operator.inputs), _list(operator.outputs)
-    if not known.least <= len(inputs) <= known.most or len(outputs) != 1:
+    if not known.least <= len(inputs) <= known.most or not 1 <= len(outputs) <= known.results:
         raise ArtifactError(f"{name}: {len(inputs)} inputs and {len(outputs)} outputs are not possible")
     optional = {2} if kind == "FULLY_CONNECTED" else set()
     for place, index in enumerate(inputs):
         if not (0 <= index < count or (index == -1 and place in optional)):
             raise ArtifactError(f"{name} reads a tensor {index} that does not exist")
-    if not 0 <= outputs[0] < count:
-        raise ArtifactError(f"{name} writes a tensor {outputs[0]} that does not exist")
-    expected = 0 if known.options is None else getattr(schema().BuiltinOptions, known.options)
-    if known.options is not None and (operator.builtinOptionsType != expected or operator.builtinOptions is None):
+    if lost := [index for index in outputs if not 0 <= index < count]:
+        raise ArtifactError(f"{name} writes a tensor {lost[0]} that does not exist")
+    absent = operator.builtinOptionsType == 0 and operator.builtinOptions is None
+    if known.options is not None and not (absent and _may_lack_options(kind, known.options)):
+        expected = getattr(schema().BuiltinOptions, known.options)
+        if operator.builtinOptionsType != expected or operator.builtinOptions is None:
+            raise ArtifactError(f"{name} has the options of another op")
+    elif known.options is None and operator.builtinOptionsType:
         raise ArtifactError(f"{name} has the options of another op")
     for key, value in vars(operator.builtinOptions or object()).items() if operator.builtinOptions else ():
         if key.startswith(("stride", "filter", "dilation", "depth")) and not 1 <= int(value) <= 1 << 16:
             raise ArtifactError(f"{name}: {key} is {value}")
+
+
+def _may_lack_options(kind: str, options: str) -> bool:
+    """Whether TensorFlow's converter may leave the options out: there is nothing in them, or tensors say it."""
+    return kind in _OPTIONAL or not vars(getattr(schema(), f"{options}T")())
 
 
 def _check_order(graph: Any, model: Any) -> None:
@@ -159,10 +194,10 @@ def _check_order(graph: Any, model: Any) -> None:
             tensor = None if index < 0 else graph.tensors[index]
             if tensor is not None and index not in known and not _holds_data(model, tensor):
                 raise ArtifactError(f"op {place} reads {tensor_name(tensor)} before it is written")
-        (index,) = _list(operator.outputs)
-        if index in known or _holds_data(model, graph.tensors[index]):
-            raise ArtifactError(f"op {place} writes {tensor_name(graph.tensors[index])}, which is known already")
-        known.add(index)
+        for index in _list(operator.outputs):
+            if index in known or _holds_data(model, graph.tensors[index]):
+                raise ArtifactError(f"op {place} writes {tensor_name(graph.tensors[index])}, which is known already")
+            known.add(index)
     for index in _list(graph.outputs):
         if index not in known:
             raise ArtifactError(f"the output {tensor_name(graph.tensors[index])} is never written")

@@ -65,7 +65,23 @@ def read_litert(path: Path | str) -> Any:
         raise ArtifactError(f"{path} is truncated or damaged: {error or type(error).__name__}") from error
     if not model.subgraphs or not model.operatorCodes or not model.buffers or not model.subgraphs[0].operators:
         raise ArtifactError(f"{path} holds no graph: it is truncated, or not a LiteRT file")
+    for buffer in model.buffers:
+        _bring_in(buffer, data, path)
     return model
+
+
+def _bring_in(buffer: Any, data: bytes, path: Path) -> None:
+    """Take in data that lie behind the flatbuffer in the same file, as those of large models do."""
+    if buffer.offset < 2 and not buffer.size:  # 0 and 1 stand for none
+        return
+    if not (buffer.size > 0 and buffer.offset + buffer.size <= len(data)) or len(_bytes(buffer)):
+        raise ArtifactError(f"{path} refers to data outside the flatbuffer that it does not hold: it is truncated")
+    buffer.data = np.frombuffer(data, np.uint8, count=buffer.size, offset=buffer.offset)
+    buffer.offset = buffer.size = 0
+
+
+def _bytes(buffer: Any) -> Any:
+    return () if buffer.data is None else buffer.data
 
 
 def serialized(model: Any) -> bytes:
@@ -80,6 +96,17 @@ def serialized(model: Any) -> bytes:
 def tensor_name(tensor: Any) -> str:
     """A tensor's name as text; the schema's classes give bytes."""
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name or "")
+
+
+def unique_names(graph: Any) -> list[str]:
+    """A name for each tensor of a subgraph, with its index behind those that stand for several."""
+    seen: set[str] = set()
+    found = []
+    for i, tensor in enumerate(graph.tensors or ()):
+        name = tensor_name(tensor) or f"tensor_{i}"
+        found.append(name if name not in seen else f"{name}#{i}")
+        seen.add(found[-1])
+    return found
 
 
 def metadata_of(model: Any) -> bytes | None:

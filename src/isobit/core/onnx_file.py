@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -82,6 +83,7 @@ def _checked(model: onnx.ModelProto, folder: Path, room: int) -> onnx.ModelProto
     if model.functions:
         check_functions(model)
         model = onnx.inliner.inline_local_functions(model)
+    _sort(model.graph)
     onnx.checker.check_model(model)
     for i, node in enumerate(model.graph.node):  # reports refer to ops by name
         node.name = node.name or next(filter(None, node.output), f"{node.op_type}_{i}")
@@ -90,6 +92,31 @@ def _checked(model: onnx.ModelProto, folder: Path, room: int) -> onnx.ModelProto
     check_quantizers(model.graph)
     check_sizes(model)
     return model
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put each node behind those whose results it reads, as engines do that take files in any order (AMD Quark's)."""
+    writer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{writer[name] for name in node.input if name in writer} for node in graph.node]
+    if all(place > max(before, default=-1) for place, before in enumerate(needs)):
+        return
+    readers: dict[int, list[int]] = {}
+    for place, before in enumerate(needs):
+        for other in before:
+            readers.setdefault(other, []).append(place)
+    missing = [len(before) for before in needs]
+    ready = [place for place, count in enumerate(missing) if not count]
+    order: list[int] = []
+    while ready:
+        order.append(heappop(ready))
+        for place in readers.get(order[-1], []):
+            missing[place] -= 1
+            if not missing[place]:
+                heappush(ready, place)
+    if len(order) == len(graph.node):  # else there is a circle, which the checker names
+        nodes = [graph.node[place] for place in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 def _check_lists(model: onnx.ModelProto) -> None:

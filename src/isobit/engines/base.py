@@ -131,12 +131,18 @@ def failed(engine: str, path: Path | str, error: Exception) -> EngineError:
     return EngineError(f"{engine} failed while it ran {path}: {first_line(error)}")
 
 
+_RESULT = {"QGemm": 8, "QLinearConcat": 1, "QLinearConv": 7, "QuantizeLinear": 2}
+"""Where the zero point of an op's integers stands among its inputs; the last of them in other quantized operators."""
+
+
 def _tensor_types(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value for value in (*inferred.value_info, *inferred.output)}
     zero_points = {t.name: t.data_type for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0] not in types:
-            kind = zero_points.get(node.input[2], onnx.TensorProto.UINT8) if len(node.input) > 2 else 2
+        place = _RESULT.get(node.op_type, len(node.input) - 1 if node.op_type.startswith("QLinear") else None)
+        unsaid = node.op_type == "QuantizeLinear" and len(node.input) < 3
+        if place is not None and node.output[0] not in types and (unsaid or len(node.input) > place):
+            kind = onnx.TensorProto.UINT8 if unsaid else zero_points.get(node.input[place], onnx.TensorProto.UINT8)
             types[node.output[0]] = onnx.helper.make_tensor_value_info(node.output[0], kind, None)
     return {n: types.get(n, onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)) for n in names}

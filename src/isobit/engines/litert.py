@@ -12,16 +12,13 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from isobit.core.arithmetic import LITERT_REFERENCE, XNNPACK, Arithmetic
+from isobit.core.arithmetic import LITERT, LITERT_REFERENCE, Arithmetic
 from isobit.core.errors import ArtifactError, EngineError, MissingExtraError
-from isobit.core.litert_check import check_litert, kind_of
-from isobit.core.litert_file import dtypes, read_litert, serialized, tensor_name
+from isobit.core.litert_check import MOVES, check_litert, kind_of
+from isobit.core.litert_file import dtypes, read_litert, serialized, unique_names
 from isobit.core.records import Kernel
 from isobit.engines.base import failed, refused
 from isobit.engines.instruction_set import instruction_set
-
-_MOVES = frozenset({"QUANTIZE", "DEQUANTIZE", "RESHAPE", "TRANSPOSE", "STRIDED_SLICE", "GATHER"})
-"""Ops that compute nothing: in float they are no island."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +54,7 @@ class LiteRt:
     @property
     def arithmetic(self) -> Arithmetic:
         """Float multipliers, or fixed-point ones in the reference."""
-        return XNNPACK if self.kernels == "xnnpack" else LITERT_REFERENCE
+        return LITERT if self.kernels == "xnnpack" else LITERT_REFERENCE
 
     def load(self, path: Path | str, *, expose: Sequence[str] = ()) -> "LiteRtSession":
         """See Engine."""
@@ -135,17 +132,18 @@ class LiteRtSession:
 
     def float_islands(self) -> tuple[str, ...]:
         """See Session."""
-        return tuple(name for name, kind, p in self._ops() if p.startswith("float") and kind not in _MOVES)
+        return tuple(name for name, kind, p in self._ops() if p.startswith("float") and kind not in MOVES)
 
     def _ops(self) -> list[tuple[str, str, str]]:
         """The result, the kind and the precision of each op."""
         graph, kinds = self._model.subgraphs[0], dtypes()
+        names = unique_names(graph)
         found = []
         for op in graph.operators:
             kind = kind_of(self._model, op)
             result = graph.tensors[op.outputs[0]]
             first = graph.tensors[op.inputs[0]] if kind == "DEQUANTIZE" else result
-            found.append((tensor_name(result), kind, str(kinds.get(first.type, "unknown"))))
+            found.append((names[op.outputs[0]], kind, str(kinds.get(first.type, "unknown"))))
         return found
 
     def _check(self, want: dict[str, Any], x: np.ndarray) -> None:
@@ -174,8 +172,9 @@ def _quiet() -> Iterator[None]:
 def _expose(model: Any, names: Sequence[str]) -> tuple[str, ...]:
     """Add inner tensors to the outputs of a `ModelT`; the names of all outputs. Raises EngineError."""
     graph = model.subgraphs[0]
-    known = {tensor_name(t): i for i, t in enumerate(graph.tensors)}
-    first = [tensor_name(graph.tensors[i]) for i in graph.outputs]
+    found = unique_names(graph)
+    known = {name: i for i, name in enumerate(found)}
+    first = [found[i] for i in graph.outputs]
     if unknown := [name for name in names if name not in known]:
         raise EngineError(f"there is no tensor {unknown[0]!r} to expose in the file")
     graph.outputs = [*(int(i) for i in graph.outputs), *(known[n] for n in names if n not in first)]

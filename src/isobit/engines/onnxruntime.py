@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from isobit.core.arithmetic import FLOAT32_NEON, FLOAT32_PAIRS, FLOAT32_VNNI, Arithmetic
-from isobit.core.errors import MissingExtraError
+from isobit.core.errors import EngineError, MissingExtraError
 from isobit.core.onnx_file import graph_inputs
 from isobit.core.records import Kernel
 from isobit.engines.base import COMPUTES, check_inputs, expose_tensors, failed, read_model, refused
@@ -77,7 +77,7 @@ class OnnxRuntime:
                     model.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:
-                raise refused("ONNX Runtime", path, error) from error
+                raise _explained(refused("ONNX Runtime", path, error)) from error
             optimized = onnx.load(options.optimized_model_filepath)
         outputs = (*(o.name for o in original.graph.output), *expose)
         return OnnxRuntimeSession(Path(path), model, session, optimized, outputs)
@@ -89,6 +89,16 @@ class OnnxRuntime:
 
         onnxruntime.disable_telemetry_events()
         return onnxruntime
+
+
+def _explained(error: EngineError) -> EngineError:
+    """What to do about the one refusal that is known to be ONNX Runtime's own fault (1.31)."""
+    if "does not match y_zero_point type" not in str(error):
+        return error
+    return EngineError(
+        f"{error}. It makes signed activations unsigned and forgets those moved over a Slice or Reshape: quantize "
+        "with unsigned activations for ONNX Runtime"
+    )
 
 
 @final

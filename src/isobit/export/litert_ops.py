@@ -1,6 +1,6 @@
 """How each op of a QDQ graph is written as ops of LiteRT. Integer and float forms differ in their tensors alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,23 +10,24 @@ from isobit.core.litert_file import FUSED_ACTIVATIONS
 from isobit.export.litert_graph import CHANNELS_LAST, Call, Translation, Value
 from isobit.export.litert_transformers import cast, choose, expand, is_nan, layer_norm, select, softmax
 from isobit.export.litert_windows import VALID, padded, sizes, with_pads, write_pad
-from isobit.integer.windows import window_of
+from isobit.integer.windows import Window, window_of
 
 Translator = Callable[[Translation, Call], Value]
 
 
 def conv(t: Translation, call: Call) -> Value:
-    """CONV_2D, or DEPTHWISE_CONV_2D where each group has one input channel."""
-    x = _image(t, call, call.node.inputs[0])
+    """CONV_2D, or DEPTHWISE_CONV_2D for groups of one input channel; over one dimension, with a height of one."""
+    x, window_of_it = _image(t, call, call.node.inputs[0])
     data, bias, scale = _parameters(t, call)
-    window = window_of(call.node, sizes(x), data.shape[2:])
+    window = window_of_it(data.shape[2:])
+    data = data.reshape(*data.shape[:2], *window.kernel)
     x, padding = padded(t, x, window, call.node.name)
     channels, groups = x.shape[1], int(call.node.attributes.get("group", 1))
     depthwise = groups == channels and groups > 1
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
     axis = 3 if depthwise else 0
     weight = t.builder.constant(call.node.inputs[1], np.ascontiguousarray(data.transpose(order)), scale, axis)
-    y = t.result(call.result, call.format, channels_last=True)
+    y = _plane(t, call)
     options = {
         "padding": padding,
         "strideH": window.strides[0],
@@ -39,7 +40,7 @@ def conv(t: Translation, call: Call) -> Value:
         options["depthMultiplier"] = data.shape[0] // groups
     kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
     t.builder.op(kind, [x.index, weight, bias], [y.index], version=3 if call.integer else 1, **options)
-    return y
+    return _of_rank(t, call, y)
 
 
 def product(t: Translation, call: Call) -> Value:
@@ -99,8 +100,8 @@ def pool(kind: str) -> Translator:
     """MAX_POOL_2D and AVERAGE_POOL_2D."""
 
     def translate(t: Translation, call: Call) -> Value:
-        x = _image(t, call, call.node.inputs[0])
-        window = window_of(call.node, sizes(x), call.ints("kernel_shape", []))
+        x, window_of_it = _image(t, call, call.node.inputs[0])
+        window = window_of_it(call.ints("kernel_shape", []))
         if set(window.dilations) != {1}:
             raise UnsupportedError(f"LiteRT: {call.node.name} is a pooling with dilations")
         highest = kind == "MAX_POOL_2D"
@@ -109,23 +110,23 @@ def pool(kind: str) -> Translator:
             x, padding = with_pads(t, x, window, call.node.name), VALID
         else:
             x, padding = padded(t, x, window, call.node.name, lowest=highest, average=outside)
-        y = t.result(call.result, call.format, channels_last=True)
+        y = _plane(t, call)
         t.builder.op(
             kind, [x.index], [y.index], version=2 if call.integer else 1, padding=padding, strideH=window.strides[0],
             strideW=window.strides[1], filterHeight=window.kernel[0], filterWidth=window.kernel[1],
         )  # fmt: skip
-        return y
+        return _of_rank(t, call, y)
 
     return translate
 
 
 def global_average(t: Translation, call: Call) -> Value:
     """MEAN over height and width."""
-    x = _image(t, call, call.node.inputs[0])
-    y = t.result(call.result, call.format, channels_last=True)
+    x, _ = _image(t, call, call.node.inputs[0])
+    y = _plane(t, call)
     axes = t.builder.constant("height_and_width", np.array([1, 2], np.int32))
     t.builder.op("MEAN", [x.index, axes], [y.index], version=2 if call.integer else 1, keepDims=True)
-    return y
+    return _of_rank(t, call, y)
 
 
 def reduce_mean(t: Translation, call: Call) -> Value:
@@ -274,11 +275,43 @@ def leaky_relu(t: Translation, call: Call) -> Value:
     return unary("LEAKY_RELU", alpha=float(call.node.attributes.get("alpha", 0.01)))(t, call)
 
 
-def _image(t: Translation, call: Call, name: str) -> Value:
+def _image(t: Translation, call: Call, name: str) -> tuple[Value, Callable[[Sequence[int]], Window]]:
+    """An image with its channels last, and the window of a kernel over it; a line is an image with a height of one."""
     x = t.operand(name, integer=call.integer)
-    if len(x.shape) != 4:
-        raise UnsupportedError(f"LiteRT: {call.node.name} ({call.node.op}) has {len(x.shape) - 2} dimensions, not 2")
-    return t.laid_out(x, channels_last=True)
+    if len(x.shape) not in (3, 4):
+        raise UnsupportedError(
+            f"LiteRT: {call.node.name} ({call.node.op}) has {len(x.shape) - 2} dimensions, not 1 or 2"
+        )
+    if len(x.shape) == 4:
+        return t.laid_out(x, channels_last=True), lambda kernel: window_of(call.node, sizes(x), kernel)
+    plane = t.scratch(f"{call.result}/line", (*x.shape[:2], 1, x.shape[2]), x.format)
+    t.reshape(x, plane)
+    return t.laid_out(plane, channels_last=True), lambda kernel: _flat(window_of(call.node, sizes(x), kernel))
+
+
+def _flat(window: Window) -> Window:
+    """A window over a line as one over a plane with a height of one."""
+    return Window(
+        kernel=(1, *window.kernel), strides=(1, *window.strides), dilations=(1, *window.dilations),
+        before=(0, *window.before), after=(0, *window.after), include_pad=window.include_pad,
+    )  # fmt: skip
+
+
+def _plane(t: Translation, call: Call) -> Value:
+    """The tensor that an op on images writes: the result, or a plane of one row that is to become it."""
+    shape = t.shape(call.result)
+    if len(shape) == 4:
+        return t.result(call.result, call.format, channels_last=True)
+    return t.scratch(f"{call.result}/plane", (*shape[:2], 1, shape[2]), call.format, channels_last=True)
+
+
+def _of_rank(t: Translation, call: Call, plane: Value) -> Value:
+    """The result of an op on images, in the rank that the network has."""
+    if len(t.shape(call.result)) == 4:
+        return plane
+    y = t.result(call.result, call.format, channels_last=False)
+    t.reshape(t.laid_out(plane, channels_last=False), y)
+    return y
 
 
 def _parameters(t: Translation, call: Call) -> tuple[np.ndarray, int, np.ndarray | None]:

@@ -15,6 +15,7 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.integer import kernels
 from isobit.integer.accumulate import ieee_float32
+from isobit.integer.elementwise import converted
 from isobit.integer.float_ops import EXACT, clip_limits, evaluate
 from isobit.integer.low_bit import Inputs, rounds_input
 from isobit.integer.model import described_by, read_graph
@@ -74,7 +75,7 @@ class Reference:
             raise ArtifactError(f"the file takes {len(self.graph.inputs)} inputs, got {len(inputs)}")
         env: dict[str, Value] = {}
         for name, x in zip(self.graph.inputs, inputs, strict=True):
-            env[name] = torch.from_numpy(np.ascontiguousarray(x))
+            env[name] = self._input(name, torch.from_numpy(np.ascontiguousarray(x)))
         env |= self.plan.constants
         left = self.graph.use_counts()
         integers: dict[str, np.ndarray] = {}
@@ -87,6 +88,13 @@ class Reference:
             outputs = [_floats(self._value(name, env)).numpy() for name in self.graph.outputs]
         return ReferenceRun([np.array(y) for y in outputs], integers, self.float_ops)
 
+    def _input(self, name: str, x: Tensor) -> Value:
+        """An input; integers where the file dequantizes it."""
+        if name not in self.plan.integer_inputs or x.is_floating_point():
+            return x
+        limits = torch.iinfo(x.dtype)
+        return Integers(x.float(), limits.min, limits.max)
+
     def _outputs(self, step: Step, env: dict[str, Value]) -> dict[str, Value]:
         node = step.node
         match step.rule:
@@ -94,17 +102,13 @@ class Reference:
                 return {}
             case "quantize":
                 assert step.output is not None
-                x = self._value(node.inputs[0], env)
-                same = isinstance(x, Quantized) and x.format == step.output
-                own = self.arithmetic.quantize_products if step.behind_product else None
-                rule = own or self.arithmetic.quantize
-                q = x.q if isinstance(x, Quantized) and same else quantize(_floats(x), step.output, rule)
+                q = self._quantized(self._value(node.inputs[0], env), step)
                 return {step.result: Integers(q, step.output.low, step.output.high)}
             case "dequantize":
                 assert step.output is not None
                 x = self._value(node.inputs[0], env)
                 if not isinstance(x, Integers):
-                    x = Integers(_floats(x), step.output.low, step.output.high)
+                    x = Integers(_floats(x).float(), step.output.low, step.output.high)
                 return {node.outputs[0]: Quantized(x.q, step.output)}
             case "integer":
                 assert step.output is not None
@@ -132,6 +136,14 @@ class Reference:
                 given: Inputs = [self._tensor(name, env) for name in node.inputs]
                 return dict(zip(filter(None, node.outputs), evaluate(node, given, self.graph.opset), strict=False))
 
+    def _quantized(self, x: Value, step: Step) -> Tensor:
+        assert step.output is not None
+        rules = self.arithmetic.of(step.output.bits)
+        if isinstance(x, Quantized):
+            return converted(x, step.output, rules)
+        own = rules.quantize_products if step.behind_product else None
+        return quantize(_floats(x), step.output, own or rules.quantize)
+
     def _fused(self, step: Step, env: dict[str, Value]) -> Tensor:
         assert step.output is not None
         kernel, operands = kernels.KERNELS[step.node.op], self._operands(step, env)
@@ -140,14 +152,14 @@ class Reference:
             # as Add and Mul do, this decides ties.
             unsigned = [x.twin if isinstance(x, Quantized) else x for x in operands]
             return kernel(step.node, unsigned, step.output.twin, self.arithmetic) - 128
-        return kernel(step.node, operands, step.output, self.arithmetic)
+        return kernel(step.node, operands, step.output, self.arithmetic.of(step.output.bits))
 
-    def _operands(self, step: Step, env: dict[str, Value]) -> list[Quantized | Constant]:
+    def _operands(self, step: Step, env: dict[str, Value]) -> list[Quantized | Constant | Tensor]:
         names = [*(n for n in step.node.inputs if n), *([step.bias] if step.bias else [])]
-        found: list[Quantized | Constant] = []
+        found: list[Quantized | Constant | Tensor] = []
         for name in names:
             x = self._value(name, env)
-            assert isinstance(x, (Quantized, Constant))
+            assert not isinstance(x, Integers)
             found.append(x)
         return found
 
@@ -169,7 +181,7 @@ class Reference:
         value = env.get(step.result or step.node.outputs[0])
         if isinstance(value, Tensor) and step.node.op == "QuantizeLinear" and keep is None:
             integers[step.node.outputs[0]] = value.numpy()
-        if isinstance(value, Integers) and (keep is None or step.result in keep):
+        if isinstance(value, Integers) and step.result and (keep is None or step.result in keep):
             kind = _SMALLEST[value.low < 0, value.high > 255 or value.low < -128]
             integers[step.result] = value.q.to(kind).numpy()
 

@@ -1,21 +1,23 @@
 """The integer kernels by op: they read a node's attributes and call the arithmetic of `ops` and `accumulate`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isobit.core.arithmetic import Arithmetic, ThroughFloat
-from isobit.integer import ops
+from isobit.core.arithmetic import Arithmetic, LiteRtTables, ThroughFloat
+from isobit.integer import elementwise, ops
 from isobit.integer.accumulate import accumulate, accumulate_pair
 from isobit.integer.model import Node
 from isobit.integer.requantize import multiplier, requantize
 from isobit.integer.values import Constant, Format, Quantized
 from isobit.integer.windows import window_of
 
-Operands = Sequence[Quantized | Constant]
+Operand = Quantized | Constant | Tensor
+Operands = Sequence[Operand]
 Kernel = Callable[[Node, Operands, Format, Arithmetic], Tensor]
 
 
@@ -27,7 +29,7 @@ def conv(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic)
     return requantize(acc, _by_channel(factor, w), arithmetic.requantize, output)
 
 
-def _convolve(node: Node, x: Quantized, w: Constant, bias: Quantized | Constant | None, *, bits: int) -> Tensor:
+def _convolve(node: Node, x: Quantized, w: Constant, bias: Operand | None, *, bits: int) -> Tensor:
     kernel = w.q.shape[2:]
     window = window_of(node, x.q.shape, kernel)
     padded = F.pad(x.centred, window.torch_pads(x.q.dim()))
@@ -71,6 +73,7 @@ def matmul(node: Node, operands: Operands, output: Format, arithmetic: Arithmeti
     x, other = _activation(operands[0]), operands[1]
     if isinstance(other, Constant):
         return gemm(node, operands, output, arithmetic)
+    assert isinstance(other, Quantized)
     acc = _pair(x, other, arithmetic)
     factor = multiplier(arithmetic.requantize, x.format.scale, np.asarray(other.format.scale), output.scale)
     return requantize(acc, torch.from_numpy(factor), arithmetic.requantize, output)
@@ -107,6 +110,7 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
         acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
         factors = other.scale
     else:
+        assert isinstance(other, Quantized)
         acc, factors = _pair(x, other, arithmetic), np.asarray(other.format.scale)
     y = _rescaled(acc, scale, torch.from_numpy(np.asarray(factors, dtype=np.float32)), arithmetic)
     return y if added is None else y.add_(added)
@@ -136,7 +140,7 @@ def _reciprocals(arithmetic: Arithmetic) -> bool:
     return isinstance(arithmetic.requantize, ThroughFloat) and arithmetic.requantize.reciprocals
 
 
-def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool, bits: int) -> Tensor:
+def _matrix_product(x: Quantized, w: Constant, bias: Operand | None, *, turned: bool, bits: int) -> Tensor:
     values = w.centred.T if turned else w.centred
     added = None if bias is None else torch.from_numpy(_bias(_weight(bias), x, w))
     largest = _largest(x.format)
@@ -153,20 +157,55 @@ def _concat(node: Node, operands: Operands, output: Format, arithmetic: Arithmet
     return torch.cat(parts, dim=int(node.attributes["axis"]))
 
 
-def _leaky_relu(node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
-    x = _activation(operands[0])
+def _leaky_relu(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    x, slope = _activation(operands[0]), np.float32(node.attributes.get("alpha", 0.01))
+    if isinstance(arithmetic.tables, LiteRtTables):
+        return elementwise.leaky_relu(x, slope, output, arithmetic)
     v = ops.levels(x.format)
-    slope = float(np.float32(node.attributes.get("alpha", 0.01)))
-    return ops.look_up(x, torch.where(v >= 0, v, v * slope), output)
+    return ops.look_up(x, torch.where(v >= 0, v, v * float(slope)), output)
 
 
-def _sigmoid(_node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+def _sigmoid(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
     x = _activation(operands[0])
+    if isinstance(arithmetic.tables, LiteRtTables):
+        return elementwise.tabled(node, x, output, arithmetic)
     return ops.look_up(x, ops.logistic(ops.levels(x.format)), output)
 
 
-def _softmax(node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
-    return ops.softmax(_activation(operands[0]), int(node.attributes.get("axis", -1)), output)
+def _softmax(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    softmax = elementwise.softmax if isinstance(arithmetic.tables, LiteRtTables) else ops.softmax
+    return softmax(_activation(operands[0]), int(node.attributes.get("axis", -1)), output)
+
+
+def _tabled(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    return elementwise.tabled(node, _activation(operands[0]), output, arithmetic)
+
+
+def _mean(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic) -> Tensor:
+    """Mean over any axes, as over a plane."""
+    x, given = _activation(operands[0]), operands[1]
+    assert isinstance(given, Tensor)
+    axes = sorted(int(a) % x.q.dim() for a in given)
+    others = [i for i in range(x.q.dim()) if i not in axes]
+    kept = [int(x.q.shape[i]) for i in others]
+    plane = Quantized(x.q.permute(*others, *axes).reshape(prod(kept), 1, -1), x.format)
+    y = ops.global_average(plane, output, arithmetic)
+    keep = bool(node.attributes.get("keepdims", 1))
+    return y.reshape([1 if i in axes else int(n) for i, n in enumerate(x.q.shape)] if keep else kept)
+
+
+def _pad(_node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+    """Zeros are the zero point; another value is a constant of the same format."""
+    x, given = _activation(operands[0]), operands[1]
+    assert isinstance(given, Tensor)
+    value = float(_activation(operands[2]).q) if len(operands) > 2 else float(output.zero_point)
+    before, after = given.reshape(2, -1).tolist()
+    return F.pad(x.q, [p for pair in zip(before[::-1], after[::-1], strict=True) for p in pair], value=value)
+
+
+def _alone(_node: Node, operands: Operands, output: Format, _: Arithmetic) -> Tensor:
+    """A Relu or Clip of its own; what it cuts off, the step's limits say."""
+    return elementwise.requantized(_activation(operands[0]), output)
 
 
 def _binary(function: Callable[[Quantized, Quantized, Format, Arithmetic], Tensor]) -> Kernel:
@@ -175,11 +214,12 @@ def _binary(function: Callable[[Quantized, Quantized, Format, Arithmetic], Tenso
     )
 
 
-def _activation(x: Quantized | Constant) -> Quantized:
+def _activation(x: Operand) -> Quantized:
+    assert not isinstance(x, Tensor)
     return x.as_quantized() if isinstance(x, Constant) else x
 
 
-def _weight(x: Quantized | Constant) -> Constant:
+def _weight(x: Operand) -> Constant:
     assert isinstance(x, Constant)
     return x
 
@@ -192,15 +232,25 @@ def _largest(x: Format) -> int:
 KERNELS: Mapping[str, Kernel] = {
     "Add": _binary(ops.add),
     "AveragePool": _pool,
+    "Clip": _alone,
     "Concat": _concat,
     "Conv": conv,
+    "Gelu": _tabled,
     "Gemm": gemm,
     "GlobalAveragePool": lambda _, operands, output, arithmetic: ops.global_average(
         _activation(operands[0]), output, arithmetic
     ),
+    "HardSwish": lambda _node, operands, output, _: elementwise.hard_swish(_activation(operands[0]), output),
     "LeakyRelu": _leaky_relu,
     "MatMul": matmul,
+    "Max": _binary(lambda a, b, _format, _: torch.maximum(a.q, b.q)),
+    "Min": _binary(lambda a, b, _format, _: torch.minimum(a.q, b.q)),
     "Mul": _binary(ops.multiply),
+    "Pad": _pad,
+    "ReduceMean": _mean,
+    "Relu": _alone,
     "Sigmoid": _sigmoid,
     "Softmax": _softmax,
+    "Sub": _binary(ops.subtract),
+    "Tanh": _tabled,
 }

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.litert_check import check_litert, kind_of
-from isobit.core.litert_file import dtypes, metadata_of, read_litert, tensor_name
+from isobit.core.litert_file import dtypes, metadata_of, read_litert, unique_names
 from isobit.integer.litert_ops import READERS
 
 OPSET = 21
@@ -40,11 +40,12 @@ class Reading:
 
     def __init__(self, model: Any) -> None:
         self.file, self.graph = model, model.subgraphs[0]
-        self.names = _unique([tensor_name(t) or f"tensor_{i}" for i, t in enumerate(self.graph.tensors)])
+        self.names = unique_names(self.graph)
         self._types = dtypes()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._views: dict[int, str] = {}
+        self.floats: dict[int, np.ndarray] = {}
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""
@@ -66,10 +67,12 @@ class Reading:
 
     def is_integer(self, index: int) -> bool:
         """Whether a tensor holds quantized bytes."""
-        return self.dtype(index) in (np.int8, np.uint8) and self._quantization(index) is not None
+        return self.dtype(index) in (np.int8, np.uint8, np.int16) and self.quantization(index) is not None
 
     def data(self, index: int) -> np.ndarray | None:
-        """The values of a constant; None for what is computed."""
+        """The values of a constant, or of what a DEQUANTIZE makes of one; None for what is computed."""
+        if index in self.floats:
+            return self.floats[index]
         tensor = self.graph.tensors[index]
         buffer = self.file.buffers[tensor.buffer].data if tensor.buffer else None
         if buffer is None or len(buffer) == 0:
@@ -112,13 +115,21 @@ class Reading:
         name = f"{self.names[index]}{word}"
         if name not in self._views.values():
             self._views[-1 - len(self._views)] = name
-            quantized = self._quantization(index) is not None and data.dtype.kind in "iu"
+            if data.dtype == np.int64 and self.quantization(index) is not None:
+                data = self._narrowed(index, data)
+            quantized = self.quantization(index) is not None and data.dtype.kind in "iu"
             self.initializer(f"{name}/integers" if quantized else name, data)
             if quantized:
                 along = self.graph.tensors[index].quantization.quantizedDimension if axis is None else axis
                 scales = self._scales(index, data.dtype)
                 self.add("DequantizeLinear", [f"{name}/integers", *scales], name, axis=int(along))
         return name
+
+    def _narrowed(self, index: int, data: np.ndarray) -> np.ndarray:
+        """A bias of 64 bits, as those beside activations of 16 bits are, in 32. Raises UnsupportedError."""
+        if np.abs(data).max(initial=0) >= 1 << 31:
+            raise UnsupportedError(f"{self.names[index]}: a bias of more than 32 bits has no rule here")
+        return data.astype(np.int32)
 
     def initializer(self, name: str, data: np.ndarray) -> str:
         """A constant of the graph, once for each name."""
@@ -141,7 +152,7 @@ class Reading:
             producer.output[0] = name
 
     def _scales(self, index: int, kind: Any = None) -> list[str]:
-        found = self._quantization(index)
+        found = self.quantization(index)
         if found is None:
             raise ArtifactError(f"{self.names[index]}: the integers have no scale")
         scale, zero_point = found
@@ -151,7 +162,8 @@ class Reading:
         zeros = (zero_point if scale.size > 1 else zero_point.reshape(())).astype(kind)
         return [self.initializer(f"{name}/scale", scales), self.initializer(f"{name}/zero_point", zeros)]
 
-    def _quantization(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def quantization(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The scales and zero points of a tensor."""
         found = self.graph.tensors[index].quantization
         if found is None or found.scale is None or len(found.scale) == 0:
             return None
@@ -177,14 +189,4 @@ def _metadata(data: bytes) -> dict[str, str]:
         raise ArtifactError("isobit's metadata in the LiteRT file are damaged: export it again") from error
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ArtifactError("isobit's metadata in the LiteRT file are damaged: export it again")
-    return found
-
-
-def _unique(names: list[str]) -> list[str]:
-    """The names, with the index behind those that stand for several tensors."""
-    seen: set[str] = set()
-    found = []
-    for i, name in enumerate(names):
-        found.append(name if name not in seen else f"{name}#{i}")
-        seen.add(name)
     return found

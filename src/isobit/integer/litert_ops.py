@@ -6,17 +6,34 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import helper
 
 from isobit.core.errors import UnsupportedError
+from isobit.integer.litert_moves import (
+    arg_max,
+    blocks,
+    cast,
+    concat,
+    first,
+    gather,
+    last,
+    pack,
+    pad,
+    plain,
+    reshape,
+    resize,
+    shape,
+    slice_of_size,
+    split,
+    strided_slice,
+    to_shape_of_result,
+    transpose,
+)
+from isobit.integer.values import Constant
 
 if TYPE_CHECKING:
     from isobit.integer.litert import Reading
 
 Reader = Callable[["Reading", Any], None]
-
-TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-LARGEST = np.iinfo(np.int64).max
 
 
 def _conv(r: Reading, op: Any) -> None:
@@ -26,14 +43,14 @@ def _conv(r: Reading, op: Any) -> None:
     turned = data.transpose(3, 0, 1, 2) if depthwise else data.transpose(0, 3, 1, 2)
     channels = r.graph.tensors[x].shape[3]
     groups = int(channels) if depthwise else int(channels) // int(turned.shape[1])
-    inputs = [_first(r, r.operand(x)), r.constant(w, turned, 0, "/channels_first")]
+    inputs = [first(r, r.operand(x)), r.constant(w, turned, 0, "/channels_first")]
     inputs += _bias(r, op)
     y = r.names[op.outputs[0]]
     r.add(
         "Conv", inputs, f"{y}/conv", name=y, group=groups, strides=[options.strideH, options.strideW],
         dilations=[options.dilationHFactor, options.dilationWFactor], **_padding(options),
     )  # fmt: skip
-    r.store(_last(r, _activated(r, f"{y}/conv", options)), op.outputs[0])
+    r.store(last(r, _activated(r, f"{y}/conv", options)), op.outputs[0])
 
 
 def _fully_connected(r: Reading, op: Any) -> None:
@@ -53,13 +70,19 @@ def _fully_connected(r: Reading, op: Any) -> None:
     r.store(_activated(r, result, options), op.outputs[0])
 
 
+def _squared_difference(r: Reading, op: Any) -> None:
+    y = r.names[op.outputs[0]]
+    apart = r.add("Sub", [r.operand(i) for i in op.inputs], f"{y}/difference")
+    r.store(r.add("Mul", [apart, apart], f"{y}/squared", name=y), op.outputs[0])
+
+
 def _batch_matmul(r: Reading, op: Any) -> None:
     values = [r.operand(i) for i in op.inputs[:2]]
     for i, turned in enumerate((op.builtinOptions.adjX, op.builtinOptions.adjY)):
         if turned:
             order = [*range(r.rank(op.inputs[i]) - 2), r.rank(op.inputs[i]) - 1, r.rank(op.inputs[i]) - 2]
             values[i] = r.add("Transpose", [values[i]], f"{r.names[op.outputs[0]]}/turned{i}", perm=order)
-    _plain(r, op, "MatMul", values)
+    plain(r, op, "MatMul", values)
 
 
 def _binary(kind: str) -> Reader:
@@ -72,13 +95,11 @@ def _binary(kind: str) -> Reader:
 
 
 def _unary(kind: str, **attributes: Any) -> Reader:
-    """An op that is evaluated in float: a table, on integers, whose rounding differs from engine to engine."""
+    """A function of each element, or along the last dimension."""
 
     def read(r: Reading, op: Any) -> None:
         y = r.names[op.outputs[0]]
         value = r.operand(op.inputs[0])
-        if r.is_integer(op.inputs[0]):
-            value = r.add("Identity", [value], f"{y}/float")
         own = {"alpha": float(op.builtinOptions.alpha)} if kind == "LeakyRelu" else {}
         r.store(r.add(kind, [value], f"{y}/{kind.lower()}", name=y, **attributes, **own), op.outputs[0])
 
@@ -88,7 +109,7 @@ def _unary(kind: str, **attributes: Any) -> Reader:
 def _relu(high: float | None) -> Reader:
     def read(r: Reading, op: Any) -> None:
         y = r.names[op.outputs[0]]
-        limits = [r.initializer("zero", np.zeros((), np.float32))]
+        limits = [r.initializer("limit_0", np.zeros((), np.float32))]
         limits += [] if high is None else [r.initializer(f"limit_{high:g}", np.array(high, np.float32))]
         r.store(r.add("Clip", [r.operand(op.inputs[0]), *limits], f"{y}/relu", name=y), op.outputs[0])
 
@@ -98,64 +119,29 @@ def _relu(high: float | None) -> Reader:
 def _pool(kind: str) -> Reader:
     def read(r: Reading, op: Any) -> None:
         options, y = op.builtinOptions, r.names[op.outputs[0]]
-        value = _first(r, r.operand(op.inputs[0]))
+        value = first(r, r.operand(op.inputs[0]))
         r.add(
             kind, [value], f"{y}/pool", name=y, kernel_shape=[options.filterHeight, options.filterWidth],
             strides=[options.strideH, options.strideW], **_padding(options),
         )  # fmt: skip
-        r.store(_last(r, _activated(r, f"{y}/pool", options)), op.outputs[0])
+        r.store(last(r, _activated(r, f"{y}/pool", options)), op.outputs[0])
 
     return read
 
 
-def _mean(r: Reading, op: Any) -> None:
-    y = r.names[op.outputs[0]]
-    axes = sorted(int(a) % r.rank(op.inputs[0]) for a in r.fixed(op.inputs[1]).reshape(-1))
-    keep = bool(op.builtinOptions.keepDims)
-    if r.rank(op.inputs[0]) == 4 and axes == [1, 2] and keep:
-        value = _first(r, r.operand(op.inputs[0]))
-        r.store(_last(r, r.add("GlobalAveragePool", [value], f"{y}/mean", name=y)), op.outputs[0])
-        return
-    axis = r.initializer(f"{y}/axes", np.array(axes, np.int64))
-    value = r.operand(op.inputs[0])
-    r.store(r.add("ReduceMean", [value, axis], f"{y}/mean", name=y, keepdims=int(keep)), op.outputs[0])
+def _reduce(kind: str) -> Reader:
+    def read(r: Reading, op: Any) -> None:
+        y = r.names[op.outputs[0]]
+        axes = sorted(int(a) % r.rank(op.inputs[0]) for a in r.fixed(op.inputs[1]).reshape(-1))
+        keep = bool(op.builtinOptions.keepDims)
+        if kind == "ReduceMean" and r.rank(op.inputs[0]) == 4 and axes == [1, 2] and keep:
+            value = first(r, r.operand(op.inputs[0]))
+            r.store(last(r, r.add("GlobalAveragePool", [value], f"{y}/mean", name=y)), op.outputs[0])
+            return
+        names = [r.operand(op.inputs[0]), r.initializer(f"{y}/axes", np.array(axes, np.int64))]
+        r.store(r.add(kind, names, f"{y}/reduced", name=y, keepdims=int(keep)), op.outputs[0])
 
-
-def _concat(r: Reading, op: Any) -> None:
-    _plain(r, op, "Concat", [r.operand(i) for i in op.inputs], axis=int(op.builtinOptions.axis))
-
-
-def _pad(r: Reading, op: Any) -> None:
-    pads = r.fixed(op.inputs[1]).astype(np.int64).T.reshape(-1)
-    values = [r.operand(op.inputs[0]), r.initializer(f"{r.names[op.outputs[0]]}/pads", pads)]
-    values += [r.operand(op.inputs[2])] if len(op.inputs) > 2 else []
-    _plain(r, op, "Pad", values)
-
-
-def _reshape(r: Reading, op: Any) -> None:
-    tensor = r.graph.tensors[op.outputs[0]]
-    given = r.data(op.inputs[1]) if len(op.inputs) > 1 else np.asarray(op.builtinOptions.newShape)
-    sizes = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
-    shape = np.asarray(sizes if given is None else given, np.int64).reshape(-1)
-    name = r.initializer(f"{r.names[op.outputs[0]]}/shape", shape)
-    _plain(r, op, "Reshape", [r.operand(op.inputs[0]), name], allowzero=1)
-
-
-def _transpose(r: Reading, op: Any) -> None:
-    _plain(r, op, "Transpose", [r.operand(op.inputs[0])], perm=[int(i) for i in r.fixed(op.inputs[1])])
-
-
-def _slice(r: Reading, op: Any) -> None:
-    options, y = op.builtinOptions, r.names[op.outputs[0]]
-    if options.ellipsisMask or options.newAxisMask or options.shrinkAxisMask:
-        raise UnsupportedError(f"{y}: a STRIDED_SLICE that adds or drops dimensions has no rule here")
-    begin, end, strides = (r.fixed(i).astype(np.int64).reshape(-1) for i in op.inputs[1:4])
-    places = 1 << np.arange(len(begin))
-    begin = np.where(places & options.beginMask, np.where(strides > 0, 0, LARGEST), begin)
-    end = np.where(places & options.endMask, np.where(strides > 0, LARGEST, -LARGEST), end)
-    words = {"begin": begin, "end": end, "axes": np.arange(len(begin)), "steps": strides}
-    names = [r.initializer(f"{y}/{word}", values.astype(np.int64)) for word, values in words.items()]
-    _plain(r, op, "Slice", [r.operand(op.inputs[0]), *names])
+    return read
 
 
 def _quantize(r: Reading, op: Any) -> None:
@@ -165,8 +151,13 @@ def _quantize(r: Reading, op: Any) -> None:
 
 def _dequantize(r: Reading, op: Any) -> None:
     x, y = op.inputs[0], op.outputs[0]
-    if r.data(x) is not None:
-        r.add("Identity", [r.operand(x)], r.names[y])
+    if (data := r.data(x)) is not None:  # a weight alone was quantized, or halved to float16
+        found = r.quantization(x)
+        if found is not None:
+            axis = int(r.graph.tensors[x].quantization.quantizedDimension)
+            scale, zero_point = found
+            data = Constant(data, scale, zero_point, axis).floats
+        r.floats[y] = data.astype(np.float32)
     elif y in list(r.graph.outputs):
         r.add("DequantizeLinear", [r.names[x], *r._scales(x)], r.names[y])
     else:
@@ -192,42 +183,28 @@ def _gelu(r: Reading, op: Any) -> None:
     _unary("Gelu", approximate="tanh" if op.builtinOptions.approximate else "none")(r, op)
 
 
-def _gather(r: Reading, op: Any) -> None:
-    if op.builtinOptions.batchDims:
-        raise UnsupportedError(f"{r.names[op.outputs[0]]}: a GATHER for each sample has no rule here")
-    _plain(r, op, "Gather", [r.operand(i) for i in op.inputs], axis=int(op.builtinOptions.axis))
-
-
-def _cast(r: Reading, op: Any) -> None:
-    kind = helper.np_dtype_to_tensor_dtype(r.dtype(op.outputs[0]))
-    _plain(r, op, "Cast", [r.operand(op.inputs[0])], to=kind)
-
-
 def _not_equal(r: Reading, op: Any) -> None:
     y = r.names[op.outputs[0]]
     same = r.add("Equal", [r.operand(i) for i in op.inputs], f"{y}/equal")
-    _plain(r, op, "Not", [same])
-
-
-def _plain(r: Reading, op: Any, kind: str, values: list[str], **attributes: Any) -> None:
-    y = r.names[op.outputs[0]]
-    r.store(r.add(kind, values, f"{y}/{kind.lower()}", name=y, **attributes), op.outputs[0])
-
-
-def _first(r: Reading, value: str) -> str:
-    """An image in ONNX's order."""
-    name = f"{value}/channels_first"
-    if any(name in n.output for n in r.nodes):
-        return name
-    return r.add("Transpose", [value], name, perm=TO_FIRST)
-
-
-def _last(r: Reading, value: str) -> str:
-    return r.add("Transpose", [value], f"{value}/channels_last", perm=TO_LAST)
+    plain(r, op, "Not", [same])
 
 
 def _bias(r: Reading, op: Any) -> list[str]:
-    return [r.operand(op.inputs[2])] if len(op.inputs) > 2 and op.inputs[2] >= 0 else []
+    """The bias where there is one; integers without a scale have that of the sum, s_x · s_w."""
+    if len(op.inputs) < 3 or op.inputs[2] < 0:
+        return []
+    x, w, bias = op.inputs[:3]
+    data = r.data(bias)
+    if data is None or data.dtype.kind == "f" or r.quantization(bias) is not None:
+        return [r.operand(bias)]
+    grids = [r.quantization(i) for i in (x, w)]
+    if grids[0] is None or grids[1] is None:
+        raise UnsupportedError(f"{r.names[bias]}: integers without a scale have no value beside float operands")
+    scale = np.asarray(grids[0][0] * grids[1][0], np.float32)
+    name = f"{r.names[op.outputs[0]]}/bias"
+    zeros = np.zeros(scale.size, data.dtype)
+    parts = {"integers": data, "scale": scale, "zero_point": zeros}
+    return [r.add("DequantizeLinear", [r.initializer(f"{name}/{k}", v) for k, v in parts.items()], name, axis=0)]
 
 
 def _padding(options: Any) -> dict[str, Any]:
@@ -252,39 +229,55 @@ _LIMITS = {1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0), 6: (0.0, 1.0)}
 
 READERS: Mapping[str, Reader] = {
     "ADD": _binary("Add"),
+    "ARG_MAX": arg_max,
     "AVERAGE_POOL_2D": _pool("AveragePool"),
     "BATCH_MATMUL": _batch_matmul,
-    "CAST": _cast,
-    "CONCATENATION": _concat,
+    "CAST": cast,
+    "CONCATENATION": concat,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
+    "DEPTH_TO_SPACE": blocks("DepthToSpace"),
     "DEQUANTIZE": _dequantize,
     "DIV": _binary("Div"),
+    "ELU": _unary("Elu"),
+    "EXPAND_DIMS": to_shape_of_result,
     "FULLY_CONNECTED": _fully_connected,
-    "GATHER": _gather,
+    "GATHER": gather,
     "GELU": _gelu,
     "HARD_SWISH": _unary("HardSwish"),
     "LEAKY_RELU": _unary("LeakyRelu"),
     "LOGISTIC": _unary("Sigmoid"),
     "MAXIMUM": _binary("Max"),
     "MAX_POOL_2D": _pool("MaxPool"),
-    "MEAN": _mean,
+    "MEAN": _reduce("ReduceMean"),
     "MINIMUM": _binary("Min"),
     "MUL": _binary("Mul"),
     "NOT_EQUAL": _not_equal,
-    "PAD": _pad,
-    "PADV2": _pad,
+    "PACK": pack,
+    "PAD": pad,
+    "PADV2": pad,
     "QUANTIZE": _quantize,
+    "REDUCE_MAX": _reduce("ReduceMax"),
+    "REDUCE_PROD": _reduce("ReduceProd"),
     "RELU": _relu(None),
     "RELU6": _relu(6.0),
-    "RESHAPE": _reshape,
+    "RESHAPE": reshape,
+    "RESIZE_BILINEAR": resize("linear"),
+    "RESIZE_NEAREST_NEIGHBOR": resize("nearest"),
     "RSQRT": _rsqrt,
     "SELECT_V2": _binary("Where"),
+    "SHAPE": shape,
+    "SLICE": slice_of_size,
     "SOFTMAX": _softmax,
+    "SPACE_TO_DEPTH": blocks("SpaceToDepth"),
+    "SPLIT": split,
+    "SQUEEZE": to_shape_of_result,
     "SQRT": _unary("Sqrt"),
-    "STRIDED_SLICE": _slice,
+    "SQUARED_DIFFERENCE": _squared_difference,
+    "STRIDED_SLICE": strided_slice,
     "SUB": _binary("Sub"),
+    "SUM": _reduce("ReduceSum"),
     "TANH": _unary("Tanh"),
-    "TRANSPOSE": _transpose,
+    "TRANSPOSE": transpose,
 }
 """Readers by the name of the op in LiteRT's schema."""

@@ -1,5 +1,7 @@
 """Products with dynamic ranges and with packed weights, as ONNX Runtime's kernels compute them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,3 +85,16 @@ def dequantized_blocks(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray,
 def _given(x: Tensor | None) -> Tensor:
     assert x is not None
     return x
+
+
+def rounded_weight(values: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The integers of a float weight, its scale and zero point: rint(w / s) + z, in the zero point's type."""
+    w, scale = values[:2]
+    zero_point = values[2] if len(values) > 2 else np.zeros(scale.shape, np.uint8)
+    shape = [1] * w.ndim
+    if scale.size > 1:
+        shape[axis] = scale.size
+    limits = np.iinfo(zero_point.dtype)
+    q = np.rint(w / scale.reshape(shape)) + zero_point.astype(np.float64).reshape(shape)
+    rounded: np.ndarray = q.clip(int(limits.min), int(limits.max)).astype(zero_point.dtype)
+    return rounded

@@ -78,6 +78,12 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
             return (v + output.zero_point).clamp_(output.low, output.high).float()
 
 
+def subtract(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
+    """a - b as a + (-b), by the rule of Add."""
+    opposite = Format(b.format.scale, -b.format.zero_point, -b.format.high, -b.format.low)
+    return add(a, Quantized(-b.q, opposite), output, arithmetic)
+
+
 def multiply(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> Tensor:
     """Elementwise product; the multiplier is that of s_a · s_b / s_y."""
     wide = output.bits > 8
@@ -231,12 +237,15 @@ def _add_neon(a: Quantized, b: Quantized, output: Format) -> Tensor:
 def _add_widened(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic, bits: int) -> Tensor:
     double = not isinstance(arithmetic.requantize, FixedPoint) or arithmetic.requantize.double_rounding
     twice = 2.0 * max(float(a.format.scale), float(b.format.scale))
-    total: Tensor | None = None
-    for x in (a, b):
-        wide = x.centred.to(torch.int64) << bits
-        part = fixed_point(wide, torch.tensor(float(x.format.scale) / twice), double_rounding=double)
-        total = part if total is None else total + part
-    assert total is not None
+    first, second = (
+        fixed_point(
+            x.centred.to(torch.int64) << bits,
+            torch.tensor(float(x.format.scale) / twice, dtype=torch.float64),
+            double_rounding=double,
+        )
+        for x in (a, b)
+    )
+    total = first + second
     factor = torch.tensor(twice / (2.0**bits * float(output.scale)), dtype=torch.float64)
     v = fixed_point(total, factor, double_rounding=double) + output.zero_point
     return v.clamp(output.low, output.high).float()

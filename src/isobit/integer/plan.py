@@ -9,9 +9,9 @@ from typing import Literal, final
 
 import numpy as np
 
-from isobit.core.arithmetic import Arithmetic, FloatMultiplier, ThroughFloat
+from isobit.core.arithmetic import Arithmetic, FloatMultiplier, HalfAway, ThroughFloat
 from isobit.core.errors import UnsupportedError
-from isobit.integer.low_bit import dequantized_blocks
+from isobit.integer.low_bit import dequantized_blocks, rounded_weight
 from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.values import Constant, Format
 
@@ -23,6 +23,14 @@ FUSES = frozenset(
      "Softmax"}
 )  # fmt: skip
 """Ops with integer kernels."""
+
+_KEEP_FORMAT = frozenset({"Max", "Min", "Pad"})
+"""Ops whose integer kernels have one format for all that goes in and comes out."""
+
+_WIDE = frozenset({"Add", "AveragePool", "Concat", "Conv", "Gemm", "MatMul", "Max", "Min", "Mul", "Pad", "Sub"})
+"""Ops whose kernels for 16 bits round as those of sums and products do, where an arithmetic has rules for them."""
+
+_BYTES = (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
 
 Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "travel", "integers", "looked_up", "float"]
 
@@ -71,10 +79,21 @@ class Plan:
         self.graph, self.arithmetic = graph, arithmetic
         self.constants: dict[str, Constant] = {}
         self.formats: dict[str, Format] = {}
-        self._integers: set[str] = set()
+        self.integer_inputs = frozenset(
+            name
+            for name in graph.inputs
+            if graph.input_types[name] in _BYTES
+            and any(n.op == "DequantizeLinear" for n in graph.readers.get(name, ()))
+        )
+        self._integers: set[str] = set(self.integer_inputs)
         self._behind: set[int] = set()
         self._done: set[int] = set()
         self.steps: list[Step] = []
+        for node in graph.nodes:
+            if node.op == "QuantizeLinear" and self._rounds_weight(node):
+                with described_by(node):
+                    values = [graph.constants[name] for name in node.inputs]
+                    graph.constants[node.outputs[0]] = rounded_weight(values, int(node.attributes.get("axis", 1)))
         for node in graph.nodes:
             if node.op == "DequantizeLinear" and node.inputs[0] in graph.constants:
                 self._dequantize(node)  # a bias may stand behind the product that takes it in
@@ -82,6 +101,14 @@ class Plan:
             if id(node) not in self._done:
                 with described_by(node):
                     self.steps.append(self._step(node))
+
+    def _rounds_weight(self, node: Node) -> bool:
+        """Whether a QuantizeLinear rounds a float weight of the file: engines do that while they load it."""
+        if any(name not in self.graph.constants for name in node.inputs if name):
+            return False
+        behind = [r for r in self.graph.readers.get(node.outputs[0], []) if r.op == "DequantizeLinear"]
+        readers = [(r, d.outputs[0]) for d in behind for r in self.graph.readers.get(d.outputs[0], [])]
+        return any(name in r.inputs[1:2] and r.op in ("Conv", "ConvTranspose", "Gemm", "MatMul") for r, name in readers)
 
     def weight(self, tensor: str) -> Constant | None:
         """The integers behind `tensor`, where it is a dequantized initializer."""
@@ -117,7 +144,7 @@ class Plan:
         if node.op in TRAVELS and node.inputs[0] in self.formats:
             self.formats |= dict.fromkeys(node.outputs, self.formats[node.inputs[0]])
             return Step(node, "travel")
-        if node.op in FUSES and (step := self._fused(node)) is not None:
+        if (node.op in FUSES or node.op in self.arithmetic.more) and (step := self._fused(node)) is not None:
             return step
         return Step(node, "float")
 
@@ -185,6 +212,8 @@ class Plan:
             output.signed and not self.arithmetic.signed and start.op in ("Conv", "MatMul")
         ):
             return None
+        if (limits := self._own_limits(node, target)) is None:
+            return None
         if node.op == "MatMul" and start is not node:
             self._done.add(id(start))
         if float_bias is not None:
@@ -195,7 +224,19 @@ class Plan:
         else:
             self._done.add(id(target.quantize))
             self._integers.add(target.result)
-        return Step(node, "integer", output, target.result, target.seen_through, target.limits, bias)
+        return Step(node, "integer", output, target.result, target.seen_through, limits, bias)
+
+    def _own_limits(self, node: Node, target: _Target) -> tuple[int, int] | None:
+        """The levels that an op and what it absorbed leave, None for formats that its kernel does not take."""
+        limits, output = target.limits, target.output
+        if node.op in _KEEP_FORMAT and any(f != output for f in self._activation_formats(node)):
+            return None
+        if self.arithmetic.wide is not None and output.bits > 8 and node.op not in _WIDE:
+            return None
+        if node.op not in ("Relu", "Clip"):
+            return limits
+        own = self.absorb(node, output)
+        return None if own is None else (max(limits[0], own[0]), min(limits[1], own[1]))
 
     def _to_float(self, node: Node) -> Step | None:
         """Products without a QuantizeLinear behind them: the integer sum is dequantized at once."""
@@ -226,8 +267,11 @@ class Plan:
                     return False
                 right = weight is not None or self.format(node.inputs[1]) is not None
                 return right and self.format(node.inputs[0]) is not None
-            case "Add" | "Mul" | "Concat":
+            case "Add" | "Mul" | "Concat" | "Sub" | "Max" | "Min":
                 return all(self.format(name) is not None for name in node.inputs)
+            case "Pad" | "ReduceMean":
+                fixed = all(not n or n in self.graph.constants or n in self.constants for n in node.inputs[1:])
+                return fixed and node.inputs[0] in self.formats
             case _:
                 return node.inputs[0] in self.formats
 
@@ -323,8 +367,9 @@ class Plan:
         QuantizeLinear does; others are float ops to it. Fixed-point engines clamp the integers in any case.
         """
         low, high = (0.0, None) if node.op == "Relu" else self._clip_limits(node)
+        nearest = _half_away if isinstance(self.arithmetic.quantize, HalfAway) else np.rint
         levels = [
-            end if value is None else int(np.rint(np.float32(value) / output.scale)) + output.zero_point
+            end if value is None else int(nearest(np.float32(value) / output.scale)) + output.zero_point
             for value, end in ((low, output.low), (high, output.high))
         ]
         redundant = levels[0] <= output.low and levels[1] >= output.high
@@ -346,3 +391,7 @@ def _same_kind(node: Node, formats: list[Format], output: Format) -> bool:
     """Whether all have one width, and one sign; products may go from unsigned to signed bytes and back (measured)."""
     one_width = all(f.high - f.low == output.high - output.low for f in formats)
     return one_width and (node.op in ("Conv", "Gemm") or all(f.signed == output.signed for f in formats))
+
+
+def _half_away(v: np.float32) -> np.float32:
+    return np.float32(np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)))

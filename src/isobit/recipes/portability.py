@@ -22,6 +22,7 @@ from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
 from isobit.export.pt2e import translate as pt2e_of
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
+from isobit.integer.inputs import fitted
 from isobit.recipes.table import look_up
 from isobit.verify import verify
 
@@ -59,7 +60,8 @@ def portability(
     path = Path(path)
     file = load_qdq(path)
     chosen = _chosen(path, engines)
-    seen = list(batches(random_inputs(file) if data is None else data, name="verification data"))
+    given = random_inputs(file) if data is None else data
+    seen = list(fitted(file, batches(given, name="verification data")))
     answers = _Answers(output_step(file))
     rows = []
     with in_formats(path) as files:

@@ -30,6 +30,7 @@ from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.export import EXPORTERS
+from isobit.export.from_encodings import quantized_file
 from isobit.graph.capture import capture
 from isobit.graph.insert import preparation
 from isobit.integer.files import format_of, read_metadata
@@ -213,9 +214,10 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
-    name of `isobit.export.EXPORTERS`: by default `litert` where `path` ends on .tflite, `pt2e` on .pt2, `ncnn-int8` on .param,
-    else the first of the target's other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as
-    a float network with a file of encodings beside it; `Artifact.notes` says what a format leaves to that tool.
+    name of `isobit.export.EXPORTERS`: by default `litert` where `path` ends on .tflite, `pt2e` on .pt2, `ncnn-int8`
+    on .param, else the first of the target's other formats: `onnx`, which engines here run, or what a vendor's tool
+    takes, such as a float network with a file of encodings beside it; `Artifact.notes` says what a format leaves to
+    that tool.
     """
     _check_prepared(model)
     exporter = look_up("exporter", EXPORTERS, format or _format_for(Path(path), preparation(model).profile))()
@@ -237,15 +239,17 @@ def verify(
     data: Data | None = None,
     *,
     engine: str | None = None,
+    encodings: str | Path | None = None,
     progress: Progress = silent,
 ) -> Certificate:
     """Run an exported file on a real engine and prove that it computes what was simulated; see `isobit.verify`.
 
-    Without `engine`, the first of the target's engines that is installed. Raises ArtifactError, EngineError,
-    UnknownNameError.
+    Without `engine`, the first of the target's engines that is installed. `encodings` are AIMET's, of a float ONNX
+    file: the network is quantized as they say. Raises ArtifactError, EngineError, UnknownNameError.
     """
-    chosen = look_up("engine", ENGINES, engine)() if engine else _engine_of(Path(path))
-    return verify_with(path, model, data, engine=chosen, progress=progress)
+    with quantized_file(path, encodings) as file:
+        chosen = look_up("engine", ENGINES, engine)() if engine else _engine_of(file)
+        return verify_with(file, model, data, engine=chosen, progress=progress)
 
 
 _FOR_ANY = ("onnxruntime", "openvino", "litert", "inductor", "executorch", "ncnn")
