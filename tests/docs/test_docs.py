@@ -14,6 +14,7 @@ from typer.main import get_command
 from isobit.algorithms import RECONSTRUCTIONS
 from isobit.algorithms.post_training import PostTraining
 from isobit.engines import ENGINES
+from isobit.export import EXPORTERS, READERS
 from isobit.graph.capture import capture
 from isobit.graph.passes import PASSES
 from isobit.observers import OBSERVERS
@@ -24,8 +25,8 @@ from zoo import small_networks
 ROOT = Path(__file__).parents[2]
 GUIDES = ("tutorial", "training", "ranges", "repair", "without_data", "exporting", "latency")
 PAGES = ("README.md", *(f"docs/{guide}.md" for guide in GUIDES))
-ADDING = ("quantizer", "observer", "target", "engine", "pass", "algorithm")
-TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES, RECONSTRUCTIONS)
+ADDING = ("quantizer", "observer", "target", "engine", "pass", "algorithm", "format")
+TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES, RECONSTRUCTIONS, EXPORTERS, READERS)
 
 
 def blocks(page: str, *languages: str) -> list[str]:
@@ -128,6 +129,20 @@ def test_adding_an_algorithm() -> None:
     profile = TARGETS["onnxruntime-x86"].with_bits(weight=4, activation=4)
     suite.check_not_worse(algorithm, profile)
     suite.check_repeatable(algorithm, "residual", profile)
+
+
+def test_adding_a_format(tmp_path: Path) -> None:
+    from contracts.test_exporters import check_exporter
+    from vendor import quantized, simulated_weights
+
+    exporter = run("docs/adding/format.md")["acme"]()
+    found = quantized("residual", "tensorrt")
+    path = tmp_path / "here" / "net.onnx"
+    path.parent.mkdir()
+    check_exporter(exporter, found.model, found.inputs, path)
+    read, expected = exporter.read_back(path), simulated_weights(found.model)
+    assert read.integers.keys() == expected.keys()
+    assert all((read.integers[name] == k).all() for name, k in expected.items())
 
 
 def test_adding_a_pass() -> None:
