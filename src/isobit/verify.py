@@ -305,7 +305,7 @@ def _verdict(runs: _Executions, known: str) -> tuple[Verdict, str]:
         cause = cause or f"{runs.engine.name} does not show its integers: the arithmetic of a fused op differs"
         return ("bounded" if tally.largest <= _limit(tally) else "broken"), cause
     rule = f"{tally.first.op} {tally.first.name} differs first, by {tally.first.largest:g} ({tally.first.rule})"
-    if text := pair_text([r for r in overflow_risks(runs.path, runs.engine.arithmetic) if r.layer == tally.first.name]):
+    if text := pair_text([r for r in overflow_risks(runs.file, runs.engine.arithmetic) if r.layer == tally.first.name]):
         rule += f"; {text}"
     islands = set(runs.session.float_islands())
     if islands:

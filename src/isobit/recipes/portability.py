@@ -14,12 +14,14 @@ from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import EngineError, IsobitError, SettingError
 from isobit.core.litert_file import serialized
 from isobit.core.memory import freed_memory_stays
+from isobit.core.ncnn_file import write_ncnn
 from isobit.core.portability import EngineRow, Portability
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
+from isobit.export.ncnn_int8 import translate as layers_of
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
 from isobit.recipes.table import look_up
 from isobit.verify import verify
@@ -49,9 +51,9 @@ def portability(
     """Verify a file on several engines, and compare their outputs with those of the first.
 
     `engines` are names of `isobit.engines.ENGINES`, or engines by name; by default all that are installed, those that
-    take the file's format first. An engine of LiteRT gets an ONNX file translated into its format, with the same
-    integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the latency of a
-    batch of one is the median; with 0 nothing is timed.
+    take the file's format first. Engines of LiteRT and ncnn get an ONNX file translated into their formats, with the
+    same integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the latency of
+    a batch of one is the median; with 0 nothing is timed.
     Raises ArtifactError for a file that cannot be read, EngineError where no engine is installed, CalibrationError for
     unusable data.
     """
@@ -93,10 +95,14 @@ def _in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
         def in_format(wanted: str) -> Path:
             if wanted not in made:
-                if wanted != "litert":
+                if wanted not in ("litert", "ncnn-int8"):
                     raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                made[wanted] = Path(folder) / f"{path.stem}.tflite"
-                made[wanted].write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                place = Path(folder) / f"{path.stem}{'.tflite' if wanted == 'litert' else '.param'}"
+                if wanted == "litert":
+                    place.write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                else:
+                    write_ncnn(place, layers_of(load_qdq(path)), read_metadata(path))
+                made[wanted] = place
             return made[wanted]
 
         yield in_format
