@@ -12,6 +12,7 @@ import isobit
 from isobit.core.errors import EngineError
 from isobit.core.records import Kernel
 from isobit.engines import ENGINES
+from isobit.recipes.portability import portability
 
 ENGINE = ENGINES["ncnn"]()
 
@@ -67,3 +68,12 @@ def test_files_that_are_none(path: Path, tmp_path: Path) -> None:
         ENGINE.load(tmp_path / "net.param")
     with pytest.raises(EngineError, match="ncnn has floats alone"):
         ENGINE.load(path, expose=["one"])
+
+
+def test_an_onnx_file_of_the_target_is_translated(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = isobit.quantize(Residual().eval(), [torch.randn(8, 3, 20, 20)], target="ncnn")
+    path = isobit.export(model, tmp_path / "net.onnx", format="onnx").path
+    (row,) = portability(path, model, [torch.randn(4, 3, 20, 20)], engines=["ncnn"], runs=2).rows
+    assert row.certificate is not None and row.certificate.verdict == "exact", row.refused
+    assert row.milliseconds is not None and 0 < row.milliseconds < 1000

@@ -18,11 +18,11 @@ from isobit.core.errors import EngineError
 from isobit.core.pt2_file import read_pt2
 from isobit.core.pt2_program import module_of
 from isobit.engines import ENGINES, Inductor
-from isobit.engines.base import quantized_tensors
 from isobit.engines.executorch import EXECUTORCH, executorch, for_xnnpack
 from isobit.engines.inductor import InductorSession
 from isobit.engines.pt2 import check_inputs, example_of, read_program, with_sign
 from isobit.export.pt2e import translate
+from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq
 from isobit.verify import verify
 from pt2 import MODEL, SAMPLES, archive_of, records

@@ -16,9 +16,9 @@ from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.pt2_file import read_pt2
 from isobit.core.pt2_program import module_of
-from isobit.engines.base import quantized_tensors
 from isobit.export.pt2e import Pt2e, translate
 from isobit.graph.convert import convert
+from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq, places_of
 from pt2 import SAMPLES, records
 from vendor import quantized

@@ -15,9 +15,8 @@ from integer.graphs import QdqGraph, small_network
 from isobit.core.arithmetic import EXECUTORCH, FLOAT32, INDUCTOR
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.pt2_file import read_pt2
-from isobit.engines.base import quantized_tensors
 from isobit.export.pt2e import translate
-from isobit.integer import run_reference
+from isobit.integer import quantized_tensors, run_reference
 from isobit.integer.files import format_of, load_qdq, metadata_of
 from isobit.integer.pt2e import qdq_of_pt2
 from pt2 import changed

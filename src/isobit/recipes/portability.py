@@ -8,18 +8,21 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import onnx
 from torch import fx
 
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import EngineError, IsobitError, SettingError
 from isobit.core.litert_file import serialized
 from isobit.core.memory import freed_memory_stays
+from isobit.core.ncnn_file import write_ncnn
 from isobit.core.portability import EngineRow, Portability
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
+from isobit.export.ncnn_int8 import translate as layers_of
 from isobit.export.pt2e import translate as pt2e_of
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
 from isobit.integer.inputs import fitted
@@ -51,7 +54,7 @@ def portability(
     """Verify a file on several engines, and compare their outputs with those of the first.
 
     `engines` are names of `isobit.engines.ENGINES`, or engines by name; by default all that are installed, those that
-    take the file's format first. Engines of LiteRT and of PT2E get an ONNX file translated into their format, with
+    take the file's format first. Engines of LiteRT, PT2E and ncnn get an ONNX file translated into their formats, with
     the same integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the
     latency of a batch of one is the median; with 0 nothing is timed.
     Raises ArtifactError for a file that cannot be read, EngineError where no engine is installed, CalibrationError for
@@ -88,6 +91,16 @@ def _chosen(path: Path, engines: Sequence[str] | Mapping[str, Engine] | None) ->
     return dict(sorted(usable.items(), key=lambda item: item[1].format != format_of(path)))
 
 
+_Write = Callable[[Path, onnx.ModelProto, dict[str, str]], object]
+
+_WRITERS: dict[str, tuple[str, _Write]] = {
+    "litert": (".tflite", lambda path, file, notes: path.write_bytes(serialized(translate(file, notes)))),
+    "pt2e": (".pt2", lambda path, file, notes: path.write_bytes(pt2e_of(file, notes))),
+    "ncnn-int8": (".param", lambda path, file, notes: write_ncnn(path, layers_of(file), notes)),
+}
+"""Formats that a quantized ONNX graph has without its model: the suffix, and what writes it."""
+
+
 @contextmanager
 def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
     """A function from a format to the file in that format, translated once."""
@@ -96,12 +109,11 @@ def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
         def in_format(wanted: str) -> Path:
             if wanted not in made:
-                if wanted not in ("litert", "pt2e"):
+                if wanted not in _WRITERS:
                     raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                source, metadata = load_qdq(path), read_metadata(path)
-                translated = Path(folder) / f"{path.stem}{'.pt2' if wanted == 'pt2e' else '.tflite'}"
-                in_bytes = pt2e_of(source, metadata) if wanted == "pt2e" else serialized(translate(source, metadata))
-                translated.write_bytes(in_bytes)
+                suffix, write = _WRITERS[wanted]
+                translated = Path(folder) / f"{path.stem}{suffix}"
+                write(translated, load_qdq(path), read_metadata(path))
                 made[wanted] = translated
             return made[wanted]
 
