@@ -159,3 +159,16 @@ def test_values_for_every_kind_of_input(tmp_path: Path) -> None:
     onnx.save(no_work(), tmp_path / "call.onnx")
     assert taken_by_file(tmp_path / "call.onnx") == [((1, 1), np.dtype("float32"))]
     assert run(no_work(), [np.float32([[-1]])], tmp_path)[0].item() == 0
+
+
+def test_products_with_packed_weights_have_shapes() -> None:
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32)).eval()
+    model = isobit.quantize(mlp, [torch.randn(8, 64)], target="onnxruntime-weights")
+    with tempfile.TemporaryDirectory() as folder:
+        layers = OnnxLayers(onnx.load(isobit.export(model, Path(folder) / "net.onnx").path), batch=3)
+    assert [len(g) for g in layers.groups()] == [2, 1]
+    first, last = (layers.part(g) for g in layers.groups())
+    assert first is not None and last is not None
+    assert taken_by(last.model) == [((3, 128), np.dtype("float32"))]
+    assert [d.dim_value for d in last.model.graph.output[0].type.tensor_type.shape.dim] == [3, 32]

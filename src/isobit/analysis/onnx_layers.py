@@ -258,7 +258,7 @@ def _at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
             dims[0].dim_value = batch
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    inferred = _with_shapes(fixed)
     types = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in inferred.graph.node:
         if node.op_type in _SHAPED_BY and node.input[1] not in constants and node.output[0] in types:
@@ -269,6 +269,29 @@ def _at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
                 inferred.graph.initializer.append(numpy_helper.from_array(shape, name))
                 node.input[1] = name
     _drop_unread(inferred.graph)
+    return inferred
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer all shapes; behind ONNX Runtime's MatMulNBits, which onnx does not know, they follow from its N."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph = inferred.graph
+    types = {
+        v.name: v for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.HasField("shape")
+    }
+    for node in graph.node:
+        if node.op_type != "MatMulNBits" or node.output[0] in types or node.input[0] not in types:
+            continue
+        kind = types[node.input[0]].type.tensor_type
+        columns = next(a.i for a in node.attribute if a.name == "N")
+        sizes = [*(d.dim_value for d in kind.shape.dim[:-1]), columns]
+        found = helper.make_tensor_value_info(node.output[0], kind.elem_type, sizes)
+        result = next((v for v in graph.output if v.name == node.output[0]), None)
+        if result is None:
+            graph.value_info.append(found)
+        else:
+            result.CopyFrom(found)
+        return _with_shapes(inferred)  # what is behind follows now
     return inferred
 
 

@@ -77,7 +77,7 @@ def _table(found: LatencyTable) -> Table:
     table.add_section()
     table.add_row("sum of the layers", "", *(f"{n.layers_ms:.3f}" for n in order))
     table.add_row("the network", "", *(f"{n.ms:.3f}" for n in order))
-    table.add_row("sum / network", "", *(f"{n.layers_ms / n.ms:.2f}" for n in order))
+    table.add_row("sum / network", "", *(f"{n.layers_ms / n.ms:.2f}" if n.ms else "" for n in order))
     return table
 
 

@@ -39,7 +39,7 @@ class TableSettings:
     """Settings: `widths` beside float, each `(weight bits, activation bits)`; the target's own where there are none.
 
     A time is the median of `runs` runs in turns with those of the other widths, on `batch` samples, after 3 that do not
-    count, less the median of calls that do nothing. `threads` is what the engine was set to.
+    count, less the fastest call that does nothing. `threads` is what the engine was set to.
     With `clock` "cpu", the time of this process alone counts: for one thread on a busy machine.
     """
 
@@ -177,7 +177,7 @@ class _Measuring:
         call, *times = self._in_turns([self.call, *(job for _, _, job in tried)], runs=self.settings.runs)
         found: dict[Widths, Held] = {}
         for (widths, islands, _), each in zip(tried, times, strict=True):
-            ms = max(median(each) - median(call), 0.0)
+            ms = max(median(each) - min(call), 0.0)
             before = found.get(widths)
             if before is None or (len(islands), ms) < (len(before.in_float), before.ms):
                 found[widths] = Held(ms=ms, runs=self.settings.runs, in_float=islands, what=parts[widths].what)
@@ -193,7 +193,7 @@ class _Measuring:
             own = [(r.name, t) for r in rows for t in r.times if (t.weight_bits, t.activation_bits) == widths]
             found.append(
                 NetworkTime(
-                    weight_bits=widths[0], activation_bits=widths[1], ms=median(times) - median(call),
+                    weight_bits=widths[0], activation_bits=widths[1], ms=max(median(times) - min(call), 0.0),
                     layers_ms=sum(t.ms for _, t in own if t.ms is not None),
                     left_out=tuple(name for name, t in own if t.ms is None),
                 )
