@@ -68,10 +68,10 @@ def files(of: Subject, tools: Sequence[str], folder: Path, pythons: Mapping[str,
         if tool == "isobit":
             isobit.export(isobit.quantize(of.net, of.calibration.batched(10), target="onnxruntime-x86"), found[tool])
             continue
-        python = pythons.get(tool.split("-")[0], sys.executable)
-        script = Path(__file__).with_name("rivals.py")
+        python = Path(pythons.get(tool.split("-")[0], sys.executable)).absolute()  # not resolved: a venv is a link
+        script = Path(__file__).resolve().with_name("rivals.py")
         command = [python, script, tool, model, folder / "images.npy", found[tool], "--limit", len(images)]
-        done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=False)
+        done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
             raise SystemExit(f"{tool} failed:\n{done.stderr[-2000:]}")
     return found
