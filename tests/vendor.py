@@ -41,6 +41,7 @@ PROFILES: Mapping[str, Profile] = {
     "aimet-1.0": TARGETS["snpe"],
     "ascend": TARGETS["ascend"],
     "ncnn": replace(NARROW, placement=GRAPH_1),
+    "ncnn-int8": TARGETS["ncnn"],
     "mnn": replace(NARROW, placement=GRAPH_3),
     "tengine": replace(NARROW, placement=GRAPH_3),
     "vitis-ai": TARGETS["tvm"],

@@ -25,6 +25,8 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     engine = ENGINES[request.param]()
     if reason := engine.missing():
         pytest.skip(reason)
+    if engine.format == "ncnn-int8":
+        pytest.skip("ncnn takes neither zero points nor quantized sums, and shows none of its integers: test_ncnn.py")
     return engine
 
 
@@ -97,7 +99,7 @@ def test_kernels_and_float_islands(engine: Engine, network: Path) -> None:
     assert kernels and all(isinstance(k, Kernel) and k.count > 0 for k in kernels)
     nodes = {n.name: n.op_type for n in load_qdq(network).graph.node}
     islands = session.float_islands()
-    if engine.name == "fake":
+    if engine.name in ("fake", "tvm"):
         assert [nodes[name] for name in islands].count("Conv") == 2
     else:
         assert islands == ()

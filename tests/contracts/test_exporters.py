@@ -68,6 +68,8 @@ def small(folder: Path) -> Exported:
 @pytest.mark.parametrize("network", ["mlp", "depthwise"])
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_contract(name: str, network: str, folder: Path, tmp_path: Path) -> None:
+    if (name, network) == ("ncnn-int8", "mlp"):
+        pytest.skip("this format is for convolutional networks, and the mlp works on tokens")
     model, inputs = model_for(name, network, folder)
     check_exporter(EXPORTERS[name](), model, inputs, tmp_path / "net.file")
 

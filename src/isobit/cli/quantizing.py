@@ -257,6 +257,7 @@ def engine_for(job: Job) -> tuple[str | None, str]:
         return None, "not asked for"
     names = [job.engine] if job.engine else job.recipe.profile().engines
     engines = [look_up("engine", ENGINES, name)() for name in names]
+    engines = [e for e in engines if e.format == ENGINES_RUN] or engines  # they run the file that is verified
     usable = next((e.name for e in engines if not e.missing()), None)
     if usable is None and (job.verify or job.engine):
         raise EngineError(engines[0].missing())

@@ -8,9 +8,11 @@ from isobit.engines.executorch import executorch
 from isobit.engines.fake import Fake
 from isobit.engines.inductor import Inductor
 from isobit.engines.litert import LiteRt, reference_kernels
+from isobit.engines.ncnn import ncnn
 from isobit.engines.onnxruntime import OnnxRuntime
 from isobit.engines.openvino import OpenVino
 from isobit.engines.qnn import qnn_htp
+from isobit.engines.tvm import tvm
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": OnnxRuntime,
@@ -20,6 +22,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "inductor": Inductor,
     "executorch": executorch,
     "qnn-htp": qnn_htp,
+    "tvm": tvm,
+    "ncnn": ncnn,
     "fake": Fake,
 }
 

@@ -1,6 +1,6 @@
 """Qualcomm's QNN: its simulator of the Hexagon Tensor Processor, through ONNX Runtime's plugin."""
 
-from isobit.core.arithmetic import WIDE_FIXED_POINT
+from isobit.core.arithmetic import HEXAGON
 from isobit.engines.apart import WORKERS, Apart
 from isobit.engines.environment import Environment
 
@@ -19,7 +19,7 @@ def qnn_htp() -> Apart:
         name="qnn-htp",
         title="QNN's HTP simulator",
         format="onnx",
-        arithmetic=WIDE_FIXED_POINT,
+        arithmetic=HEXAGON,
         environment=QNN,
         worker=WORKERS / "onnxruntime_qnn.py",
         settings=(("backend", "htp"),),

@@ -5,6 +5,7 @@ from isobit.export.ascend_record import AscendRecord
 from isobit.export.encodings import Encoding, ReadBack
 from isobit.export.litert import LiteRtFile
 from isobit.export.mnn_parameters import MnnParameters
+from isobit.export.ncnn_int8 import NcnnInt8
 from isobit.export.ncnn_table import NcnnTable
 from isobit.export.onnx_qdq import OnnxQdq, export_float
 from isobit.export.openvino_ir import OpenVinoIr
@@ -28,6 +29,7 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "aimet-1.0": AimetLists,
     "ascend": AscendRecord,
     "ncnn": NcnnTable,
+    "ncnn-int8": NcnnInt8,
     "mnn": MnnParameters,
     "tengine": TengineScales,
     "vitis-ai": VitisQdq,

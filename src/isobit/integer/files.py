@@ -12,10 +12,12 @@ from torch import Tensor
 
 from isobit.core.errors import ArtifactError
 from isobit.core.litert_file import is_litert
+from isobit.core.ncnn_file import is_ncnn
 from isobit.core.onnx_file import read_onnx
 from isobit.core.pt2_file import is_pt2
 from isobit.integer.difference import quantized_tensors
 from isobit.integer.litert import qdq_of_litert
+from isobit.integer.ncnn import qdq_of_ncnn
 from isobit.integer.pt2e import qdq_of_pt2
 
 QUANTIZERS = "isobit.quantizers"
@@ -42,14 +44,18 @@ class Place:
 
 def format_of(path: Path | str) -> str:
     """The format of a file, by its suffix: what an engine has to take."""
+    if is_ncnn(path):
+        return "ncnn-int8"
     return "litert" if is_litert(path) else "pt2e" if is_pt2(path) else "onnx"
 
 
 def load_qdq(path: Path | str) -> onnx.ModelProto:
-    """The graph of an ONNX file as it is, of a LiteRT or PT2E file with QuantizeLinear and DequantizeLinear.
+    """The graph of an ONNX file as it is, of a LiteRT, ncnn or PT2E file with QuantizeLinear and DequantizeLinear.
 
     Raises ArtifactError for a file that is damaged or foreign, UnsupportedError for ops that have no rule.
     """
+    if is_ncnn(path):
+        return qdq_of_ncnn(path)
     if is_pt2(path):
         return qdq_of_pt2(path)
     return qdq_of_litert(path) if is_litert(path) else read_onnx(path)

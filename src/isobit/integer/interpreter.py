@@ -54,7 +54,11 @@ class Reference:
     @property
     def float_ops(self) -> tuple[str, ...]:
         """See ReferenceRun."""
-        return tuple(s.node.name for s in self.plan.steps if s.rule == "float" and s.node.op not in EXACT)
+        return tuple(
+            s.node.name
+            for s in self.plan.steps
+            if (s.rule == "float" and s.node.op not in EXACT) or kernels.is_approximate(s.node, self.arithmetic)
+        )
 
     @property
     def rounded_inputs(self) -> tuple[str, ...]:

@@ -94,26 +94,48 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     if node.op == "Conv":
         w = _weight(other)
         acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
-        y = _rescaled(acc, scale, _by_channel(w.scale.astype(np.float32), w), arithmetic)
-        return y if added is None else y.add_(_by_channel(added.numpy(), w))
+        y = _rescaled(acc, scale, w.scale, arithmetic, lambda values: _by_channel(values, w))
+        if added is None:
+            return y
+        by_channel = _by_channel(added.numpy(), w)
+        if _reciprocals(arithmetic):  # product and bias are rounded once
+            factor = _by_channel(_float_factor(arithmetic, scale, w.scale), w)
+            return (acc.float().double() * factor + by_channel).float()
+        return y.add_(by_channel)
     if isinstance(other, Constant):
         bias = operands[2] if len(operands) > 2 else None
         turned, bits = bool(node.attributes.get("transB")), arithmetic.accumulator_bits
         acc = _matrix_product(x, other, bias, turned=turned, bits=bits)
-        factor = other.scale.astype(np.float32)
+        scales = other.scale
     else:
-        acc = _pair(x, other, arithmetic)
-        factor = np.asarray(other.format.scale)
-    y = _rescaled(acc, scale, torch.from_numpy(np.asarray(factor, dtype=np.float32)), arithmetic)
+        acc, scales = _pair(x, other, arithmetic), np.asarray(other.format.scale)
+    y = _rescaled(acc, scale, scales, arithmetic, torch.from_numpy)
     return y if added is None else y.add_(added)
 
 
-def _rescaled(acc: Tensor, x_scale: np.float32, w_scale: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """float32(acc) · float32(s_x · s_w), or (float32(acc) · s_x) · s_w."""
+def _rescaled(
+    acc: Tensor, x: np.float32, w: np.ndarray, arithmetic: Arithmetic, spread: Callable[[np.ndarray], Tensor]
+) -> Tensor:
+    """float32(acc) · float32(s_x · s_w), or (float32(acc) · s_x) · s_w; `spread` makes a scale fit `acc`."""
     rule = arithmetic.requantize
     if isinstance(rule, ThroughFloat) and rule.stepwise:
-        return (acc.float() * float(x_scale)) * w_scale
-    return acc.float() * (w_scale * float(x_scale))
+        return (acc.float() * float(x)) * spread(np.array(w, dtype=np.float32))
+    return acc.float() * spread(_float_factor(arithmetic, x, w))
+
+
+def _float_factor(arithmetic: Arithmetic, x: np.float32, w: np.ndarray) -> np.ndarray:
+    """s_x · s_w in float32, or through reciprocals."""
+    w, one = w.astype(np.float32), np.float32(1)
+    return np.asarray(one / ((one / x) * (one / w)) if _reciprocals(arithmetic) else x * w, dtype=np.float32)
+
+
+def is_approximate(node: Node, arithmetic: Arithmetic) -> bool:
+    """Whether the engine's result is a float that depends on the processor: depthwise convolutions in ncnn."""
+    return node.op == "Conv" and int(node.attributes.get("group", 1)) > 1 and _reciprocals(arithmetic)
+
+
+def _reciprocals(arithmetic: Arithmetic) -> bool:
+    return isinstance(arithmetic.requantize, ThroughFloat) and arithmetic.requantize.reciprocals
 
 
 def _matrix_product(x: Quantized, w: Constant, bias: Quantized | Constant | None, *, turned: bool, bits: int) -> Tensor:

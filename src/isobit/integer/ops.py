@@ -19,6 +19,8 @@ from isobit.core.arithmetic import (
     RoundedMean,
     Shift,
     ShiftedSum,
+    ShortMean,
+    ShortRatios,
     ThroughFloat,
     ThroughRequantize,
     WidenedSum,
@@ -34,6 +36,7 @@ from isobit.integer.requantize import (
     scaled,
     shift,
 )
+from isobit.integer.short import short_mean, short_sum
 from isobit.integer.values import Format, Quantized
 from isobit.integer.windows import Window, window_counts, window_sums
 
@@ -56,6 +59,10 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
             return _add_fused(a, b, output)
         case NeonRatios():
             return _add_neon(a, b, output)
+        case ShortRatios() if output.bits <= 8:
+            return short_sum(a, b, output)
+        case ShortRatios():
+            return _add_widened(a, b, output, arithmetic, 15)
         case ThroughFloat():
             return quantize(a.floats + b.floats, output)
         case WidenedSum(bits=bits):
@@ -96,6 +103,8 @@ def global_average(x: Quantized, output: Format, arithmetic: Arithmetic) -> Tens
     if isinstance(arithmetic.requantize, FloatMultiplier):
         factor = np.float32(x.format.scale) / (np.float32(output.scale) * np.float32(count))
         return requantize(total, torch.tensor(factor), arithmetic.requantize, output)
+    if isinstance(arithmetic.global_average, ShortMean):
+        return short_mean(total, _factor(arithmetic, x, output) / count, output)
     if isinstance(arithmetic.global_average, CountInMultiplier):
         q = _counted_mean(total.to(torch.int64), _factor(arithmetic, x, output), count)
         return q.add_(output.zero_point).clamp_(output.low, output.high).float()
@@ -115,6 +124,8 @@ def average(x: Quantized, window: Window, output: Format, arithmetic: Arithmetic
         return v.round_().clamp_(output.low, output.high)
     total = window_sums(x.centred.double(), window)
     factor = _factor(arithmetic, x, output) / counts.double()
+    if isinstance(arithmetic.average, ShortMean):
+        return short_mean(total, factor, output)
     if isinstance(arithmetic.requantize, Shift) and not bool((torch.frexp(factor)[0] == 0.5).all()):
         raise UnsupportedError("arithmetic by shifts needs average pooling windows of 2^k elements")
     return requantize(total, factor, arithmetic.requantize, output)

@@ -13,11 +13,14 @@ from isobit.core.arithmetic import (
     OffsetInside,
     Quantize,
     Reciprocal,
+    ReciprocalAway,
     Requantize,
     Shift,
+    ShortMultiplier,
     ThroughFloat,
 )
 from isobit.core.errors import UnsupportedError
+from isobit.integer.short import short_product
 from isobit.integer.values import Format
 
 _DIVISION = Division()
@@ -31,6 +34,10 @@ def multiplier(rule: Requantize, x_scale: np.float32, w_scale: np.ndarray, y_sca
     """
     if isinstance(rule, FloatMultiplier):
         return np.asarray((np.float32(x_scale) * w_scale.astype(np.float32)) / np.float32(y_scale), dtype=np.float32)
+    if isinstance(rule, ShortMultiplier):
+        largest = w_scale.max().astype(np.float32)
+        shared = np.float32(np.float32(x_scale) * largest) / np.float32(y_scale)
+        return np.asarray(shared * (w_scale.astype(np.float32) / largest), dtype=np.float32)
     return np.asarray(np.float64(x_scale) * w_scale.astype(np.float64) / np.float64(y_scale))
 
 
@@ -44,7 +51,9 @@ def requantize(acc: Tensor, factor: Tensor, rule: Requantize, output: Format) ->
         case FloatMultiplier():
             v = _as_float32(acc) * factor.to(torch.float32)
             return v.clamp_(low, high).round_().add_(output.zero_point)
-        case FixedPoint() if output.bits > 8:
+        case ShortMultiplier() if output.bits <= 8:
+            v = short_product(acc, factor, output.zero_point) - output.zero_point
+        case FixedPoint() | ShortMultiplier() if output.bits > 8:
             v = wide_fixed_point(acc, factor)
         case FixedPoint(double_rounding=double):
             v = fixed_point(acc, factor, double_rounding=double)
@@ -131,10 +140,14 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
     if isinstance(rule, OffsetInside):
         v = (x * float(np.float32(1) / output.scale)).add_(output.zero_point)
         return torch.nan_to_num(v, nan=float("-inf")).round_().clamp_(output.low, output.high)
-    v = x * float(np.float32(1) / output.scale) if isinstance(rule, Reciprocal) else x / float(output.scale)
+    inverse = isinstance(rule, (Reciprocal, ReciprocalAway))
+    v = x * float(np.float32(1) / output.scale) if inverse else x / float(output.scale)
     v = torch.nan_to_num(v, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     v = v.clamp_(output.low - output.zero_point, output.high - output.zero_point)
-    v = half_away(v) if isinstance(rule, HalfAway) else v.round_()
+    if isinstance(rule, ReciprocalAway):
+        v = (v + torch.copysign(torch.full_like(v, 0.5), v)).trunc()
+    else:
+        v = half_away(v) if isinstance(rule, HalfAway) else v.round_()
     return v.add_(output.zero_point)
 
 

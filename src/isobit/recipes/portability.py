@@ -14,12 +14,14 @@ from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import EngineError, IsobitError, SettingError
 from isobit.core.litert_file import serialized
 from isobit.core.memory import freed_memory_stays
+from isobit.core.ncnn_file import write_ncnn
 from isobit.core.portability import EngineRow, Portability
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
 from isobit.export.litert import translate
+from isobit.export.ncnn_int8 import translate as layers_of
 from isobit.export.pt2e import translate as pt2e_of
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
 from isobit.recipes.table import look_up
@@ -50,7 +52,7 @@ def portability(
     """Verify a file on several engines, and compare their outputs with those of the first.
 
     `engines` are names of `isobit.engines.ENGINES`, or engines by name; by default all that are installed, those that
-    take the file's format first. Engines of LiteRT and of PT2E get an ONNX file translated into their format, with
+    take the file's format first. Engines of LiteRT, ncnn and PT2E get an ONNX file translated into their formats, with
     the same integers. An engine that refuses the file becomes a row that says why. `runs` are those of which the
     latency of a batch of one is the median; with 0 nothing is timed.
     Raises ArtifactError for a file that cannot be read, EngineError where no engine is installed, CalibrationError for
@@ -94,18 +96,27 @@ def _in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
         def in_format(wanted: str) -> Path:
             if wanted not in made:
-                if wanted not in ("litert", "pt2e"):
-                    raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                source, metadata = load_qdq(path), read_metadata(path)
-                if wanted == "pt2e":
-                    made[wanted] = Path(folder) / f"{path.stem}.pt2"
-                    made[wanted].write_bytes(pt2e_of(source, metadata))
-                else:
-                    made[wanted] = Path(folder) / f"{path.stem}.tflite"
-                    made[wanted].write_bytes(serialized(translate(source, metadata)))
+                made[wanted] = _translated(path, wanted, Path(folder))
             return made[wanted]
 
         yield in_format
+
+
+def _translated(path: Path, wanted: str, folder: Path) -> Path:
+    """The file in another format. Raises SettingError where there is no such translation."""
+    suffixes = {"litert": ".tflite", "ncnn-int8": ".param", "pt2e": ".pt2"}
+    if wanted not in suffixes:
+        raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
+    source, metadata = load_qdq(path), read_metadata(path)
+    place = folder / f"{path.stem}{suffixes[wanted]}"
+    match wanted:
+        case "litert":
+            place.write_bytes(serialized(translate(source, metadata)))
+        case "ncnn-int8":
+            write_ncnn(place, layers_of(source), metadata)
+        case _:
+            place.write_bytes(pt2e_of(source, metadata))
+    return place
 
 
 def _row(

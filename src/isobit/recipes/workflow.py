@@ -211,9 +211,10 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
     """Write a quantized model as a deployable file; raises UnsupportedError or OutputError.
 
     The file holds integer weights and biases, and names its target, recipe and integers in its metadata. `format` is a
-    name of `isobit.export.EXPORTERS`: by default `litert` where `path` ends on .tflite, `pt2e` where it ends on .pt2,
-    else the first of the target's other formats: `onnx`, which engines here run, or what a vendor's tool takes, such as
-    a float network with a file of encodings beside it; `Artifact.notes` says what a format leaves to that tool.
+    name of `isobit.export.EXPORTERS`: by default `litert` where `path` ends on .tflite, `ncnn-int8` where on .param,
+    `pt2e` where on .pt2, else the first of the target's other formats: `onnx`, which engines here run, or what a
+    vendor's tool takes, such as a float network with a file of encodings beside it; `Artifact.notes` says what a format
+    leaves to that tool.
     """
     _check_prepared(model)
     exporter = look_up("exporter", EXPORTERS, format or _format_for(Path(path), preparation(model).profile))()
@@ -246,7 +247,7 @@ def verify(
     return verify_with(path, model, data, engine=chosen, progress=progress)
 
 
-_FOR_ANY = ("onnxruntime", "openvino", "litert", "inductor", "executorch")
+_FOR_ANY = ("onnxruntime", "openvino", "litert", "ncnn", "inductor", "executorch")
 
 
 def _engine_of(path: Path) -> Engine:

@@ -22,7 +22,8 @@ PROFILE = Profile(
     fusions=FUSED_ACTIVATIONS,
     arithmetic=FLOAT32,
     signed_bytes=True,
-    engines=("onnxruntime", "openvino"),
+    engines=("onnxruntime", "openvino", "ncnn"),
+    own_engine="ncnn",
     widths=(8,),
-    formats=("onnx", "ncnn"),
+    formats=("onnx", "ncnn", "ncnn-int8"),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from isobit.core.arithmetic import WIDE_FIXED_POINT
+from isobit.core.arithmetic import HEXAGON
 from isobit.core.granularity import PerChannel
 from isobit.core.scheme import Scheme
 from isobit.targets.profile import FUSED_ACTIVATIONS, GRAPH_3, Profile
@@ -15,15 +15,16 @@ PROFILE = Profile(
         "8 or 16 bits, weights of 8 bits, symmetric where they have a scale per channel"
     ),
     assumed=(
-        "the network's output is quantized; requantization by a fixed-point multiplier that rounds once; products of "
-        "16 bits are summed in 64"
+        "the network's output is quantized; 8 bits are requantized as onnxruntime-qnn simulates it, 16 bits by a "
+        "fixed-point multiplier that rounds once, and their products are summed in 64"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(signed=False, symmetric=False),
     placement=replace(GRAPH_3, network_output=True),
     fusions=FUSED_ACTIVATIONS,
-    arithmetic=WIDE_FIXED_POINT,
-    engines=("onnxruntime", "openvino"),
+    arithmetic=HEXAGON,
+    engines=("qnn-htp", "onnxruntime", "openvino"),
+    own_engine="qnn-htp",
     widths=(4, 8, 16),
     formats=("onnx", "aimet"),
 )

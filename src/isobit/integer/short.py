@@ -1,0 +1,44 @@
+"""Arithmetic with short multipliers: what Qualcomm's simulator of the Hexagon Tensor Processor computes.
+
+No document says it: thresholds between levels were measured, and these are the formulas that reproduce them.
+"""
+
+from math import floor, log2
+
+import torch
+from torch import Tensor
+
+from isobit.integer.values import Format, Quantized
+
+
+def short_product(acc: Tensor, factor: Tensor, zero_point: int) -> Tensor:
+    """acc · factor + zero_point with a float32 factor, as `ShortMultiplier` has it; float64, exact below 2^42.
+
+    >>> short_product(torch.tensor([63.0, 64.0]), torch.tensor([1 / 118]), 0).tolist()
+    [0.0, 1.0]
+    """
+    mantissa, exponent = torch.frexp(factor.to(torch.float64))
+    m, e = (mantissa * 2.0**11).round(), exponent.to(torch.float64) - 1
+    m, e = torch.where(m == 2048, 1024.0, m), e + (m == 2048)
+    k = (-e - 4).clamp(min=0)
+    offset = ((zero_point / factor.to(torch.float32)).to(torch.float64) + 0.5).floor()
+    kept = ((acc.to(torch.float64) + offset) * 2.0**-k).floor()
+    return (kept * m * 2.0 ** (e + k - 10) + 0.5).floor()
+
+
+def short_sum(a: Quantized, b: Quantized, output: Format) -> Tensor:
+    """Add, as `ShortRatios` has it."""
+    ratios = [float(x.format.scale) / float(output.scale) for x in (a, b)]
+    places = min(15, 13 - floor(log2(sum(ratios))))
+    m_a, m_b = (round(ratio * 2.0**places) for ratio in ratios)  # half to even; exact in float64
+    fixed = output.zero_point * 2.0**places - a.format.zero_point * m_a - b.format.zero_point * m_b
+    fixed = round(fixed / 256) * 256
+    v = ((a.q.double() * m_a + b.q.double() * m_b + fixed) * 2.0**-places + 0.5).floor()
+    return v.clamp_(output.low, output.high).float()
+
+
+def short_mean(total: Tensor, factor: Tensor, output: Format) -> Tensor:
+    """The mean of a `total` of q - z, as `ShortMean` has it: `factor` is s_x / (s_y · n)."""
+    mantissa, exponent = torch.frexp(factor.to(torch.float64))
+    m = (mantissa * 2.0**15).round() * 2.0 ** (exponent.to(torch.float64) - 15)
+    return ((total * m + 0.5).floor() + output.zero_point).clamp_(output.low, output.high).float()
