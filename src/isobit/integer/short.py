@@ -64,4 +64,5 @@ def _bits(factor: Tensor, bits: int) -> Tensor:
 
 def _offset(zero_point: int, factor: Tensor) -> Tensor:
     """z / m, divided in float32, half up."""
-    return ((zero_point / factor.to(torch.float32)).to(torch.float64) + 0.5).floor()
+    m = factor.to(torch.float32)
+    return ((torch.full_like(m, zero_point) / m).to(torch.float64) + 0.5).floor()  # `z / m` would multiply by 1 / m
