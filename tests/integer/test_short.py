@@ -7,6 +7,7 @@ import torch
 from isobit.core.arithmetic import HEXAGON
 from isobit.integer import ops
 from isobit.integer.requantize import multiplier, requantize
+from isobit.integer.short import halving, halving_product
 from isobit.integer.values import Format, Quantized
 
 
@@ -89,3 +90,18 @@ def test_global_average(
         plane = [total // count + (i < total % count) for i in range(count)]
         given = Quantized(torch.tensor(plane, dtype=torch.float32).reshape(1, 1, 1, count), x)
         assert ops.global_average(given, y, HEXAGON).item() == expected
+
+
+def test_which_convolutions_take_the_other_kernel() -> None:
+    assert halving(32, 32, [2, 2], [1, 1])
+    assert not halving(32, 32, [1, 1], [2, 2]) and not halving(32, 32, [3, 3], [1, 1])
+    assert not halving(1, 32, [2, 2], [1, 1]) and not halving(1, 1, [2, 2], [1, 1])
+    assert halving(1, 6, [2, 1], [2, 1]) and not halving(1, 6, [2, 1], [1, 2])
+
+
+def test_the_other_kernel_keeps_15_bits_of_the_factor() -> None:
+    acc = torch.arange(-3000, 30000, dtype=torch.float64)
+    found = halving_product(acc, torch.tensor([1 / 117.3]), u8(1.0, 9))
+    offset = int(np.float32(9) / np.float32(1 / 117.3) + 0.5)
+    m = round(1 / 117.3 * 2**21)  # between 2^14 and 2^15
+    assert found.tolist() == [min(max(((int(a) + offset) * m * 2 + 2**21) >> 22, 0), 255) for a in acc.tolist()]

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isobit.core.arithmetic import Arithmetic, LiteRtTables, ThroughFloat
+from isobit.core.arithmetic import Arithmetic, LiteRtTables, ShortMultiplier, ThroughFloat
 from isobit.integer import elementwise, ops
 from isobit.integer.accumulate import accumulate, accumulate_pair
 from isobit.integer.model import Node
 from isobit.integer.requantize import multiplier, requantize
+from isobit.integer.short import halving, halving_product
 from isobit.integer.values import Constant, Format, Quantized
 from isobit.integer.windows import window_of
 
@@ -25,8 +26,12 @@ def conv(node: Node, operands: Operands, output: Format, arithmetic: Arithmetic)
     """Convolution, grouped and depthwise too; padding is the zero point."""
     x, w = _activation(operands[0]), _weight(operands[1])
     acc = _convolve(node, x, w, operands[2] if len(operands) > 2 else None, bits=arithmetic.accumulator_bits)
-    factor = multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale)
-    return requantize(acc, _by_channel(factor, w), arithmetic.requantize, output)
+    factor = _by_channel(multiplier(arithmetic.requantize, x.format.scale, w.scale, output.scale), w)
+    if isinstance(arithmetic.requantize, ShortMultiplier) and output.bits <= 8:
+        window = window_of(node, x.q.shape, w.q.shape[2:])
+        if halving(int(node.attributes.get("group", 1)), x.q.shape[1], window.strides, window.dilations):
+            return halving_product(acc, factor, output)
+    return requantize(acc, factor, arithmetic.requantize, output)
 
 
 def _convolve(node: Node, x: Quantized, w: Constant, bias: Operand | None, *, bits: int) -> Tensor:
