@@ -23,7 +23,7 @@ from isobit.targets import TARGETS
 from zoo import small_networks
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("tutorial", "training", "ranges", "repair", "without_data", "exporting", "latency")
+GUIDES = ("tutorial", "training", "ranges", "repair", "without_data", "exporting", "latency", "pt2e")
 PAGES = ("README.md", *(f"docs/{guide}.md" for guide in GUIDES))
 ADDING = ("quantizer", "observer", "target", "engine", "pass", "algorithm", "format")
 TABLES = (QUANTIZERS, OBSERVERS, TARGETS, ENGINES, PASSES, RECONSTRUCTIONS, EXPORTERS, READERS)

@@ -4,6 +4,8 @@ import gc
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 
@@ -220,6 +222,33 @@ def test_install_makes_an_environment_that_works_where_it_lies(tmp_path: Path, m
     install(environment, tell=told.append)
     assert len(told) == before
     assert sorted(p.name for p in home().iterdir()) == [".installing", environment.folder.name]
+
+
+def test_a_bare_requirement_is_installed_without_what_it_asks_for(tmp_path: Path) -> None:
+    wheel = tiny_wheel(tmp_path, needs="no-such-package-of-isobit")
+    environment = replace(tiny(wheel), requirements=("pip",), bare=(str(wheel),))
+    assert environment.folder != replace(environment, bare=()).folder
+    install(environment)
+    assert environment.version() == "isobit-tiny 1.5"
+
+
+def test_a_worker_gets_the_file_that_was_rewritten_for_it(file: Path) -> None:
+    """With the tensors to expose; what cannot be rewritten is an error of the engine."""
+    seen = []
+
+    def rewritten(path: Path, expose: Sequence[str]) -> bytes:
+        seen.append((path, tuple(expose)))
+        if path.read_bytes() == b"":
+            raise EngineError("nothing to rewrite")
+        return b"another"
+
+    engine = replace(doubler(), rewrite=rewritten)
+    session = engine.load(file, expose=["y"])
+    np.testing.assert_array_equal(session.run([X])[0], 2 * X)
+    assert seen == [(file, ("y",))]
+    file.write_bytes(b"")
+    with pytest.raises(EngineError, match="nothing to rewrite"):
+        engine.load(file)
 
 
 def test_a_failed_or_interrupted_install_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ EXECUTORCH = Environment(
     torch="torch==2.13.0",
     requirements=("numpy>=2.0", "flatbuffers", "ruamel.yaml", "pyyaml", "tabulate", "packaging", "setuptools"),
     bare=("executorch==1.5.1", "torchao==0.18.0"),  # they ask for coremltools, pandas and scikit-learn besides
-    megabytes=1100,
+    megabytes=1250,
     platforms=("linux-x86_64", "linux-aarch64", "macosx", "win-amd64"),
 )
 

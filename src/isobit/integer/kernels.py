@@ -117,7 +117,7 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
     else:
         assert isinstance(other, Quantized)
         acc, factors = _pair(x, other, arithmetic), np.asarray(other.format.scale)
-    y = _rescaled(acc, scale, torch.from_numpy(np.asarray(factors, dtype=np.float32)), arithmetic)
+    y = _rescaled(acc, scale, torch.from_numpy(np.array(factors, dtype=np.float32)), arithmetic)
     return y if added is None else y.add_(added)
 
 
