@@ -2,6 +2,7 @@
 
     python tools/bench_portability.py [--networks cifar10_resnet20 …] [--targets onnxruntime-x86] [--images 100]
     python tools/bench_portability.py --exact [...]
+    python tools/bench_portability.py --own --targets openvino-cpu litert executorch-xnnpack qnn-htp
     python tools/bench_portability.py --machines FOLDER
 
 Default options, pretrained networks, and a BERT with random weights on random tokens. FOLDER holds the emulated
@@ -27,6 +28,7 @@ from isobit.core.portability import EngineRow, Portability
 from isobit.core.records import to_json
 from isobit.engines import ENGINES, Engine
 from isobit.recipes.portability import RUNS, portability
+from isobit.targets import TARGETS
 from machines import MACHINES, Emulated, set_up
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet56", "mobilenet_v2_folded", "squeezenet1_1", "vit_digits", "bert_tiny")
@@ -42,11 +44,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--targets", nargs="+", default=["onnxruntime-x86"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), help="by default all that are installed")
+    parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), help="default: all that are installed")
+    parser.add_argument("--own", action="store_true", help="each file on its target's own engine alone")
     parser.add_argument("--machines", type=Path)
     parser.add_argument("--exact", action="store_true", help="exact by construction")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n != "fake" and not make().missing()}
+    wanted = options.engines or [name for name in ENGINES if name != "fake"]
+    engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n in wanted and not make().missing()}
     if options.engines is not None:
         engines = {name: ENGINES[name]() for name in options.engines}
     if options.machines is not None:
@@ -65,7 +70,8 @@ def main(arguments: list[str]) -> int:
                     isobit.quantize(net, data, target=target, exact=options.exact), Path(folder) / "net.onnx"
                 ).path
                 runs = 0 if options.machines is not None else RUNS
-                found = portability(path, data=test, engines=engines, runs=runs)
+                own = {n: e for n, e in engines.items() if n == TARGETS[target].own_engine}
+                found = portability(path, data=test, engines=own if options.own else engines, runs=runs)
             rows += [row_of(name, target, row) for row in found.rows]
             missed += [f"{name}, {target}: {what}" for what in missing(found)]
             records.append({"network": name, "target": target, "portability": to_json(found)})
