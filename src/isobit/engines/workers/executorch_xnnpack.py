@@ -16,7 +16,8 @@ _MOVES = frozenset(
     {"quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "view_copy", "permute_copy", "clone",
      "_clone_dim_order", "_to_dim_order_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
      "alias_copy", "alloc", "view", "expand_copy", "constant_pad_nd", "cat", "full", "getitem",
-     "executorch_call_delegate", "sym_size", "where", "logical_not", "eq", "any", "full_like", "scalar_tensor", "embedding", "isnan"}
+     "executorch_call_delegate", "sym_size", "where", "logical_not", "eq", "any", "full_like", "scalar_tensor",
+     "embedding", "isnan"}
 )  # fmt: skip
 """Ops that compute nothing: in float they are no island."""
 
