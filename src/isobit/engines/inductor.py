@@ -25,6 +25,8 @@ from isobit.engines.pt2 import Signed, check_inputs, example_of, read_program, w
 
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 _KERNEL = re.compile(r"\b(?:torch\.ops\.(?!inductor\b|aten\.empty)([\w.]+)|extern_kernels\.(\w+)|(cpp_fused\w*))\(")
+_ON_BYTES = ("onednn.q", "quantized.", "aten.cat.")
+"""Calls on quantized tensors; the compiler calls ATen for a concatenation of bytes alone, all others are loops."""
 _SOURCE = re.compile(r"# Topologically Sorted Source Nodes: \[(.*?)\]")
 _SIGNATURE = re.compile(r"^(cpp_fused\w*) = async_compile\.\w+\(\[(.*?)\]", re.MULTILINE)
 
@@ -152,7 +154,7 @@ class InductorSession:
                 op, extern, loop = called.groups()
                 kind = op or extern or _plain(loop)
                 bytes_there = "uint8_t" in types.get(loop or "", "")
-                precision = "uint8" if (op or "").startswith("onednn.q") or bytes_there else "float32"
+                precision = "uint8" if (op or "").startswith(_ON_BYTES) or bytes_there else "float32"
                 if loop and not bytes_there and not set(held) & computing:
                     continue  # a loop that copies constants
                 yield kind, precision, [name for name in held if name in computing]

@@ -15,10 +15,17 @@ import torch.ao.quantization.fx._decomposed
 _MOVES = frozenset(
     {"quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "view_copy", "permute_copy", "clone",
      "_clone_dim_order", "_to_dim_order_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy",
-     "alias_copy", "alloc", "expand_copy", "constant_pad_nd", "cat", "full", "getitem", "executorch_call_delegate",
-     "sym_size", "where", "logical_not", "eq", "any", "full_like", "scalar_tensor", "embedding", "isnan"}
+     "alias_copy", "alloc", "view", "expand_copy", "constant_pad_nd", "cat", "full", "getitem",
+     "executorch_call_delegate", "sym_size", "where", "logical_not", "eq", "any", "full_like", "scalar_tensor",
+     "embedding", "isnan"}
 )  # fmt: skip
 """Ops that compute nothing: in float they are no island."""
+
+_INTEGER = frozenset(
+    {"add", "addmm", "cat", "clamp", "convolution", "elu", "hardtanh", "linear", "max_pool2d", "mean", "mm", "mul",
+     "relu", "sub"}
+)  # fmt: skip
+"""Ops that XNNPACK's partitioner takes with quantized inputs and results; others between quantizers run in float."""
 
 _ABSORBED = frozenset({"relu", "hardtanh", "clamp", "view_copy", "permute_copy"})
 """Ops between a computing op and the quantize op behind it."""
@@ -89,7 +96,7 @@ def _described(found: tuple[Any, Any]) -> tuple[list[list[Any]], list[str]]:
         kind = _kind(node)
         if kind in _MOVES or (kind in _ABSORBED and _kind(node.args[0]) not in _MOVES):
             continue
-        precision = "int8" if where == "XNNPACK" and _is_integer(node) else "float32"
+        precision = "int8" if where == "XNNPACK" and kind in _INTEGER and _is_integer(node) else "float32"
         counts[f"{where} {kind}", precision] += 1
         if precision == "float32":
             islands.append(str(node.meta.get("custom", {}).get("isobit.name", node.name)))
