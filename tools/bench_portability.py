@@ -43,7 +43,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--targets", nargs="+", default=["onnxruntime-x86"])
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), help="by default all that are installed")
     parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), help="default: all that are installed")
     parser.add_argument("--own", action="store_true", help="each file on its target's own engine alone")
     parser.add_argument("--machines", type=Path)

@@ -127,9 +127,7 @@ def test_analyze_judges_a_file_without_an_engine(float_file: Path, tmp_path: Pat
     assert said["integer"] == {"Conv": 2, "Add": 1, "Gemm": 1}
     assert said["findings"] == [to_json(f) for f in isobit.verify(path).findings]
     report = tmp_path / "judged.html"
-    assert f"written {report}" in " ".join(invoke(f"analyze {path} --report {report}").stdout.split()).replace(
-        "/ ", "/"
-    )
+    assert f"written{report}" in "".join(invoke(f"analyze {path} --report {report}").stdout.split())  # lines may break
     page = " ".join(html.unescape(re.sub(r"<[^>]*>", "", report.read_text())).split())
     for finding in said["findings"]:
         assert f"{finding['problem']}. To change: {finding['remedy']}. {', '.join(finding['ops'][:12])}" in page
@@ -137,7 +135,7 @@ def test_analyze_judges_a_file_without_an_engine(float_file: Path, tmp_path: Pat
     assert "in float 1 ReduceMean" in " ".join(invoke(f"analyze {path}").stdout.split())
     for command, code, says in (
         (f"analyze {path} -t tvm", 2, "--target is of use with a network"),
-        (f"analyze {float_file}", 6, "nothing in it is quantized"),
+        (f"analyze {float_file}", 2, "nothing in it is quantized"),
         (f"analyze {tmp_path}/none.onnx", 6, "there is no file"),
         ("analyze cifar10_resnet20 -t tvm", 2, "--data"),
     ):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 import isobit
-from isobit.core.arithmetic import Shift
+from isobit.core.arithmetic import Shift, ShortMultiplier
 from isobit.core.granularity import PerGroup
 from isobit.engines import ENGINES
 from isobit.graph.convert import convert
@@ -76,7 +76,8 @@ def test_the_reference_with_its_own_arithmetic(target: str, folder: Path) -> Non
     found = Reference(made.path, TARGETS[target].arithmetic).run(numbers)
     literal = Reference(made.path).run(numbers)
     expected = outputs(made)
-    ties = isinstance(TARGETS[target].arithmetic.requantize, Shift)  # one sum in eight lies between two integers
+    # with shifts one sum in eight lies between two integers; factors of 11 bits are off by up to 1 in 2,000
+    coarse = isinstance(TARGETS[target].arithmetic.requantize, (Shift, ShortMultiplier))
     assert np.abs(found.outputs[0] - expected).max() <= 0.05 * np.abs(expected).max()
     differences = [
         np.abs(q.astype(np.int64) - literal.integers[name].astype(np.int64)).reshape(-1)
@@ -85,4 +86,4 @@ def test_the_reference_with_its_own_arithmetic(target: str, folder: Path) -> Non
     if differences:
         together = np.concatenate(differences)
         assert together.max() <= 2
-        assert (together == 0).mean() > (0.75 if ties else 0.99)
+        assert (together == 0).mean() > (0.75 if coarse else 0.99)

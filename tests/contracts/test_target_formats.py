@@ -22,12 +22,17 @@ from isobit.core.granularity import PerGroup
 from isobit.core.litert_file import missing
 from isobit.export import READERS
 from isobit.graph.convert import convert, hash_integers, integers
+from isobit.integer.files import load_qdq
 from isobit.targets import TARGETS
 from vendor import WITHOUT_WEIGHTS, declared_grids, declared_key, read_key, simulated_weights
 from zoo import small_networks
 
-NOT_STATED = {"onnx-qoperator": (".bias_scale",), "litert": ("zero_point",)}
-"""What follows from other numbers there, or is moved by 128."""
+NOT_STATED = {
+    "onnx-qoperator": (".bias_scale",),
+    "litert": ("zero_point",),
+    "ncnn-int8": ("scale", "zero_point", ".bias_q"),
+}
+"""What follows from other numbers there, or is moved by 128; ncnn's files hold 1 / s, and biases in float."""
 
 PAIRS = [(target, format) for target, profile in TARGETS.items() for format in profile.formats]
 WIDE = [(target, "onnx") for target, profile in TARGETS.items() if 16 in profile.widths and profile.ranges != "cast"]
@@ -79,14 +84,18 @@ def check(made: Made, format: str, path: Path) -> None:
     if format == "litert" and missing():
         pytest.skip(missing())
     path.mkdir()
-    artifact = isobit.export(made.model, path / ("net.tflite" if format == "litert" else "net.onnx"), format=format)
+    name = {"litert": "net.tflite", "ncnn-int8": "net.param"}.get(format, "net.onnx")
+    artifact = isobit.export(made.model, path / name, format=format)
     assert artifact.integers_sha256 == hash_integers(made.deployed)
     expected = integers(made.deployed)
     assert any(name.endswith(".q") for name in expected)
     if format in READERS:
         check_read_back(made, format, artifact.path)
         return
-    stored = in_litert(artifact.path) if format == "litert" else in_onnx(artifact.path)
+    if format == "ncnn-int8":
+        stored = in_graph(load_qdq(artifact.path))
+    else:
+        stored = in_litert(artifact.path) if format == "litert" else in_graph(onnx.load(artifact.path))
     wrong = [
         name
         for name, value in expected.items()
@@ -112,9 +121,8 @@ Stored = set[tuple[str, bytes]]
 """The types and bytes of tensors."""
 
 
-def in_onnx(path: Path) -> Stored:
-    """All constants of a file, those that its own ops compute from constants among them, as stored and transposed."""
-    model = onnx.load(path)
+def in_graph(model: onnx.ModelProto) -> Stored:
+    """All constants of a graph, those that its own ops compute from constants among them, as stored and transposed."""
     held = {t.name: small(numpy_helper.to_array(t)) for t in model.graph.initializer}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     for node in model.graph.node:

@@ -53,7 +53,7 @@ def written(network: str, format: str, folder: Path) -> tuple[Quantized, Artifac
 
 
 def test_every_reader_is_an_exporter_with_a_target() -> None:
-    assert READERS.keys() == PROFILES.keys()
+    assert READERS.keys() == PROFILES.keys() - {"ncnn-int8"}  # that one is run by its engine
     assert READERS.items() <= EXPORTERS.items()
 
 

@@ -146,7 +146,7 @@ def odd_ratio(
 
     >>> a, b = odd_ratio(np.array([0.3333, 0.5, 0.7]), limit=9)
     >>> a.tolist(), b.tolist()
-    ([1, 4, 5], [3, 7, 7])
+    ([1, 5, 5], [3, 9, 7])
     """
     r = np.asarray(wanted, np.float64).reshape(-1)
     b = base * np.arange(1, max(limit // base, 1) + 1, 2)
