@@ -51,8 +51,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     wanted = options.engines or [name for name in ENGINES if name != "fake"]
     engines: dict[str, Engine] = {n: make() for n, make in ENGINES.items() if n in wanted and not make().missing()}
-    if options.engines is not None:
-        engines = {name: ENGINES[name]() for name in options.engines}
     if options.machines is not None:
         set_up(options.machines)
         emulated = {e.name: e for e in (Emulated(machine=name, folder=options.machines) for name in MACHINES)}

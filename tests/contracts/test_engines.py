@@ -19,8 +19,13 @@ from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq
 from pt2 import changed
 
+SLOW = {"inductor"}
+"""Compiles each file for each batch size: a minute. What it computes is tested in tests/engines/test_pt2.py too."""
 
-@pytest.fixture(params=sorted(ENGINES))
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in sorted(ENGINES)]
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     engine = ENGINES[request.param]()
     if reason := engine.missing():
