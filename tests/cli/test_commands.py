@@ -19,6 +19,7 @@ from isobit.cli import verifying
 from isobit.cli.data import Reading, load_data
 from isobit.cli.loading import load_model
 from isobit.cli.progress import Watch
+from isobit.core.litert_file import missing
 from isobit.core.records import Verdict
 from isobit.integer.files import read_metadata
 from isobit.targets import TARGETS
@@ -70,6 +71,18 @@ def test_quantize_writes_what_the_function_writes(here: Path) -> None:
     assert found["certificate"]["verdict"] in ("exact", "bounded")
     assert found["file_bytes"] == (here / "out.onnx").stat().st_size
     assert {op["name"] for op in found["float_ops"]} >= {"linear", "norm"}
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing() or "LiteRT is there")
+@pytest.mark.parametrize("output", ["out.tflite", "out.onnx"])
+def test_the_suffix_says_the_format_and_the_targets_engine_verifies(output: str, here: Path) -> None:
+    """LiteRT runs no ONNX file: it verifies its own form of the same integers."""
+    result = invoke(f"quantize nets.py:net -d data.py:good -t litert -o {output} --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["certificate"]["engine"], found["certificate"]["verdict"]) == ("litert", "exact")
+    assert found["written"] == [output]
+    assert read_metadata(here / output)["isobit.integers_sha256"] == found["integers_sha256"]  # by the suffix's reader
 
 
 def test_quantize_counts_as_numpy_does(here: Path) -> None:

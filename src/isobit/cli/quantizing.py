@@ -44,11 +44,12 @@ from isobit.recipes.promise import Promise, keep, metric_of
 from isobit.recipes.recipe import Recipe
 from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
-from isobit.recipes.workflow import export, quantize_with, verify
+from isobit.recipes.workflow import export, format_for, quantize_with, verify
 from isobit.report import check_report, write_report
 
-ENGINES_RUN = "onnx"
-"""The format that engines here run: verified also where the output has another one, which holds the same integers."""
+VERIFIED = {"onnx": "net.onnx", "litert": "net.tflite", "pt2e": "net.pt2", "ncnn-int8": "net.param"}
+"""The formats that engines run, and a name for each: verified also where the output has another one, which holds the
+same integers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +133,8 @@ def run(job: Job, watch: Watch) -> Quantized:
     if job.report is not None:
         check_report(job.report)
     format = format_of(job)
-    engine, not_verified = engine_for(job)
+    engine, not_verified = engine_for(job, format)
+    runs = look_up("engine", ENGINES, engine)().format if engine else "onnx"
     watch.stage("loading")
     net = load_model(job.model, job.weights)
     data = calibration_data(
@@ -153,15 +155,15 @@ def run(job: Job, watch: Watch) -> Quantized:
     checkpoint = _checkpoint(job)
     model = _quantized(job, net, data, evaluation, checkpoint, watch)
     recipe = decode(Recipe, model.meta["recipe"])
-    with _place(job.output if format == ENGINES_RUN else None) as path:
+    with _place(job.output if format == runs else None, VERIFIED[runs]) as path:
         watch.stage(f"exporting {path.name}")
-        artifact = export(model, path, format=ENGINES_RUN)
+        artifact = export(model, path, format=runs)
         certificate = None
         if engine is not None:
             watch.stage(f"loading {path.name} into {engine}")
             certificate = verify(path, model, evaluation, engine=engine, progress=evaluation.counted(watch))
         found = measured(net, model, evaluation, certificate, watch)
-        if job.output is not None and format != ENGINES_RUN:
+        if job.output is not None and format != runs:
             watch.stage(f"exporting {job.output.name} as {format}")
             artifact = export(model, job.output, format=format)
         if job.report is not None:
@@ -246,18 +248,19 @@ def format_of(job: Job) -> str:
     """The format of the output; raises SettingError where there is none to write, or UnknownNameError."""
     if job.format is not None and job.output is None:
         raise SettingError("--format says what --output writes: give both")
-    format = job.format or job.recipe.profile().formats[0]
+    format = job.format or format_for(job.output or Path("net.onnx"), job.recipe.profile())
     look_up("exporter", EXPORTERS, format)
     return format
 
 
-def engine_for(job: Job) -> tuple[str | None, str]:
-    """The engine to verify on; or none, and why. Raises EngineError where one was asked for and is missing."""
+def engine_for(job: Job, format: str) -> tuple[str | None, str]:
+    """The engine to verify on; or none, and why: of the target's, one that runs the output's format, else an ONNX file,
+    goes first. Raises EngineError where one was asked for and is missing."""
     if job.verify is False:
         return None, "not asked for"
     names = [job.engine] if job.engine else job.recipe.profile().engines
     engines = [look_up("engine", ENGINES, name)() for name in names]
-    engines = [e for e in engines if e.format == ENGINES_RUN] or engines  # they run the file that is verified
+    engines.sort(key=lambda e: (e.format != format, e.format != "onnx"))
     usable = next((e.name for e in engines if not e.missing()), None)
     if usable is None and (job.verify or job.engine):
         raise EngineError(engines[0].missing())
@@ -284,13 +287,13 @@ def bytes_of(net: nn.Module) -> int:
 
 
 @contextmanager
-def _place(output: Path | None) -> Iterator[Path]:
+def _place(output: Path | None, name: str) -> Iterator[Path]:
     """The file to write, or one in a folder that is removed afterwards."""
     if output is not None:
         yield output
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "net.onnx"
+        yield Path(folder) / name
 
 
 def table(result: Quantized) -> Table:

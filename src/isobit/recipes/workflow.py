@@ -220,12 +220,13 @@ def export(model: fx.GraphModule, path: str | Path, *, format: str | None = None
     that tool.
     """
     _check_prepared(model)
-    exporter = look_up("exporter", EXPORTERS, format or _format_for(Path(path), preparation(model).profile))()
+    exporter = look_up("exporter", EXPORTERS, format or format_for(Path(path), preparation(model).profile))()
     metadata = {"isobit.recipe": json.dumps(model.meta["recipe"])} if "recipe" in model.meta else {}
     return exporter.export(model, path, example=example_of(model), metadata=metadata)
 
 
-def _format_for(path: Path, profile: Profile) -> str:
+def format_for(path: Path, profile: Profile) -> str:
+    """The format of a file where none is named: by its suffix, else the first of the target's that no suffix names."""
     by_suffix = format_of(path)
     if by_suffix != "onnx":
         return by_suffix
