@@ -33,7 +33,7 @@ def test_files_and_the_float_file_of_a_network(exported: Path) -> None:
     assert [r["speedup"] for r in found[::2]] == [1, 1]
     assert found[1]["speedup"] == pytest.approx(found[0]["median_ms"] / found[1]["median_ms"])
     shown = invoke(FILES).stdout
-    assert "samples/s" in shown and "nets.py:net" in shown and "2 runs in turns" in shown
+    assert "samples/s" in shown and "nets.py" in shown and "2 runs in turns" in shown
 
 
 @needs_onnxruntime
