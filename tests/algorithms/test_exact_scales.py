@@ -112,6 +112,26 @@ def test_values_of_an_input_are_kept_from_middles() -> None:
     assert any("more than 65,536 different values" in line for line in noisy.meta["notes"])
 
 
+def test_an_input_that_is_added_keeps_its_scale() -> None:
+    """What is said of its values holds at the end: the sum goes by the input, not the input by the sum."""
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.conv(x) + x)
+
+    torch.manual_seed(0)
+    model = isobit.quantize(Added().eval(), [PIXELS[:64]], target="onnxruntime-x86", exact=True)
+    ((slot, _),) = rescaling(model).inputs
+    steps = np.unique(PIXELS[:64].numpy()).astype(np.float64) / np.float32(scale_of(model, slot))
+    distance = np.abs(steps - np.floor(steps) - 0.5).min()
+    assert distance > 1e-3 and model.meta["exact"].left == ()
+    assert any(f"keep {distance:.2g} of a step" in line for line in model.meta["notes"])
+
+
 @given(st.lists(st.floats(1e-4, 8.0), min_size=1, max_size=5), st.sampled_from([1, 3, 15]), st.booleans())
 def test_odd_ratio_is_the_nearest_of_all(wanted: list[float], base: int, down: bool) -> None:
     limit = 63

@@ -44,7 +44,8 @@ DISTINCT = 1 << 16
 
 @torch.no_grad()
 def settle_scales(model: fx.GraphModule, data: Data) -> None:
-    """Choose the scales of a calibrated model, in place, before its weights are rounded. Steps grow, by 1 % as a rule.
+    """Choose the scales of a calibrated model, in place, before its weights are rounded. Steps grow, as a rule by 1 in
+    1,000.
 
     Raises UnsupportedError for a target with scales that are powers of two, whose results are middles too often.
     """
@@ -55,13 +56,17 @@ def settle_scales(model: fx.GraphModule, data: Data) -> None:
             "round differently. Leave exact out for this target"
         )
     found = rescaling(model)
-    _place_inputs(model, found.inputs, data)
-    chosen = _Chosen(model)
+    values = _values(found.inputs, data)
+    for slot, index in found.inputs:
+        if (seen := values[index]) is not None and len(seen):
+            _rescale(model.get_submodule(slot), _clear(seen, scale_of(model, slot)))
+    chosen = _Chosen(model, start=[slot for slot, _ in found.inputs])
     denominators = {op.output: chosen.add(op) for op in found.ops if op.kind == "add"}
     for op in found.ops:
         if op.kind != "add" and not any(operand.layer for operand in op.operands):
             chosen.rescale(op)
     chosen.apply()
+    model.meta["exact_inputs"] = tuple(_said(model, slot, values[index]) for slot, index in found.inputs)
     settled: set[str] = set()
     for op in found.ops:
         for index, operand in enumerate(op.operands):
@@ -95,7 +100,7 @@ def check_scales(model: fx.GraphModule, before: dict[str, np.ndarray]) -> ExactR
     if moved := [name for name in left if name not in model.meta["exact_left"]]:
         raise UnsupportedError(
             f"{moved[0]}: its scales have changed since they were chosen. `exact` takes a reconstruction that keeps "
-            "them: gptq or adaround"
+            "them, such as gptq or adaround"
         )
     growth = np.concatenate([(scale / before[name]).reshape(-1) - 1 for name, scale in scales(model).items()])
     record = ExactRecord(
@@ -161,10 +166,13 @@ def odd_ratio(
 class _Chosen:
     """New scales of activations. Those that meet in sums are whole ratios of each other: a base times a fraction."""
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    def __init__(self, model: fx.GraphModule, *, start: Sequence[str]) -> None:
+        """`start` are slots whose scales are chosen already."""
         self._model = model
         self._base: dict[str, float] = {}
         self._place: dict[str, tuple[str, Fraction]] = {}
+        for slot in start:
+            self._start(slot)
 
     def scale(self, slot: str) -> float:
         """As chosen, or as calibrated."""
@@ -281,30 +289,25 @@ def _rescale(slot: object, scale: float) -> None:
     slot.quantizer.calibrate(QParams(new, zero_point, scheme))  # type: ignore[operator]
 
 
-def _place_inputs(model: fx.GraphModule, inputs: tuple[tuple[str, int], ...], data: Data) -> None:
-    """Keep the values of the inputs from middles, where they are few: the scale grows by up to 1 %."""
-    said = []
+def _values(inputs: tuple[tuple[str, int], ...], data: Data) -> dict[int, np.ndarray | None]:
+    """The different values of each input of the network, ascending; None where they are many."""
     values: dict[int, np.ndarray | None] = {index: np.zeros(0, np.float32) for _, index in inputs}
     for batch in batches(data):
         for index, held in values.items():
             if held is not None:
                 both = np.union1d(held, batch.inputs[index].numpy().astype(np.float32))
                 values[index] = both if len(both) <= DISTINCT else None
-    for slot, index in inputs:
-        module = model.get_submodule(slot)
-        assert isinstance(module, Slot)
-        held, scale = values[index], scale_of(model, slot)
-        if held is None:
-            said.append(
-                f"{module.point} has more than {DISTINCT:,} different values, which may be middles of two levels"
-            )
-            continue
-        best = _clear(held, scale) if len(held) else scale
-        _rescale(module, best)
-        said.append(
-            f"the {len(held):,} values of {module.point} keep {_distance(held, best):.2g} of a step from middles"
-        )
-    model.meta["exact_inputs"] = tuple(said)
+    return values
+
+
+def _said(model: fx.GraphModule, slot: str, values: np.ndarray | None) -> str:
+    """How far the values of an input are from the middles of levels."""
+    module = model.get_submodule(slot)
+    assert isinstance(module, Slot)
+    if values is None:
+        return f"{module.point} has more than {DISTINCT:,} different values, which may be middles of two levels"
+    distance = _distance(values, scale_of(model, slot))
+    return f"the {len(values):,} values of {module.point} keep {distance:.2g} of a step from middles"
 
 
 def _clear(values: np.ndarray, scale: float) -> float:

@@ -221,14 +221,15 @@ class Recipe:
     def _check_exact(self) -> None:
         """Raise SettingError for `exact` where there are no fixed scales of even steps to choose."""
         quantizers = (name_of(self.weight_quantizer), name_of(self.activation_quantizer))
-        fixed = self.method is None and quantizers == ("fixed", "fixed") and FLOAT_BITS not in self._widths()
+        fixed = (
+            self.method is None
+            and quantizers == ("fixed", "fixed")
+            and FLOAT_BITS not in (self.weight_bits, self.activation_bits)
+        )
         if self.exact and not (fixed and self.profile().ranges == "calibrated"):
             raise SettingError(
                 "exact chooses calibrated scales: it takes `fixed` quantizers for weights and activations"
             )
-
-    def _widths(self) -> tuple[int | None, int | None]:
-        return self.weight_bits, self.activation_bits
 
     def _rounds_weights(self) -> bool:
         """Whether weights have 8 bits or fewer, calibrated ranges, and nothing that learns."""
