@@ -19,10 +19,9 @@ import numpy as np
 import isobit
 from bench_output import Table, finish, say
 from bench_portability import NETWORKS, network
-from isobit.core.litert_file import serialized
 from isobit.engines import ENGINES, Session
 from isobit.engines.latency import interleaved
-from isobit.export.litert import translate
+from isobit.export.litert import write_litert
 from isobit.integer.files import load_qdq, output_step, read_metadata
 
 SAME = ("openvino", "litert")
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> int:
             for exact in (False, True):
                 model = isobit.quantize(net, data, target="onnxruntime-x86", exact=exact)
                 path = isobit.export(model, Path(folder) / f"{exact}.onnx").path
-                path.with_suffix(".tflite").write_bytes(serialized(translate(load_qdq(path), read_metadata(path))))
+                write_litert(path.with_suffix(".tflite"), load_qdq(path), read_metadata(path))
                 files[exact] = path
             step = {exact: output_step(load_qdq(path)) for exact, path in files.items()}
             first: dict[bool, np.ndarray] = {}

@@ -1,15 +1,15 @@
-"""Quantize a float network with another tool: ONNX Runtime, NNCF, torchao, Quark, ModelOpt, Google's for LiteRT.
+"""Quantize a float network with another tool: of ONNX Runtime, OpenVINO, PyTorch, LiteRT, ExecuTorch, AMD or NVIDIA.
 
     PYTHON tools/rivals.py METHOD float.onnx images.npy OUT [--limit 64] [--batch 1] [--core 0]
 
 PYTHON is one that has the tool (`pip install onnxruntime onnx`, `pip install nncf openvino onnx onnxruntime`, or
 `pip install torch torchao`, or `pip install torch litert-torch ai-edge-quantizer`): isobit is not imported. Quark and
 ModelOpt need an environment each: `pip install amd-quark onnx==1.22.0 onnxruntime onnxscript …`, `nvidia-modelopt` with
-`--no-deps` and what it imports, each behind a PyTorch without CUDA. OUT is an ONNX file, an OpenVINO one (.xml) for
-`nncf-openvino`, a LiteRT one for `ai-edge` and `edge-int8`, and one of torch.export (.pt2) for `torchao-x86`. `ai-edge`
-and `torchao-x86` start from such a file instead of ONNX, `edge-int8` from float.pt2 beside float.onnx. The last line
-printed is JSON: seconds, CPU seconds and peak memory of the quantization, imports and reading of the data not
-counted, and of the whole process.
+`--no-deps` and what it imports, each behind a PyTorch without CUDA; for ExecuTorch that of `isobit engines`.
+OUT is an ONNX file, an OpenVINO one (.xml) for `nncf-openvino`, a LiteRT one for `ai-edge` and `edge-int8`, and one of
+torch.export (.pt2) for `torchao-x86` and `executorch-xnnpack`. These two and `ai-edge` start from such a file instead
+of ONNX, `edge-int8` from float.pt2 beside float.onnx. The last line printed is JSON: seconds, CPU seconds and peak
+memory of the quantization, imports and reading of the data not counted, and of the whole process.
 """
 
 import argparse
@@ -149,6 +149,32 @@ def torchao_x86(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
     return run
 
 
+def executorch_xnnpack(model: Path, batches: Arrays, out: Path) -> Callable[[], None]:
+    """ExecuTorch's own PT2E quantizer for XNNPACK on a .pt2 file: signed bytes, one scale a channel for weights."""
+    import torch
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    program = torch.export.load(model)
+
+    def run() -> None:
+        quantizer = xnnpack.XNNPACKQuantizer()
+        quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+        prepared = prepare_pt2e(program.module(), quantizer)
+        with torch.no_grad():
+            for x in batches:
+                prepared(torch.from_numpy(x))
+        two = torch.from_numpy(batches[0]).expand(2, -1, -1, -1).contiguous()
+        converted = torch.export.export(convert_pt2e(prepared), (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.export.save(converted, out, extra_files=AS_IT_IS)
+
+    return run
+
+
+AS_IT_IS = {"isobit.json": json.dumps({"raised": "{}"})}
+"""What isobit's worker for ExecuTorch wants to know of a file: its integers are not shifted."""
+
+
 def quark(name: str) -> Job:
     """AMD Quark with one of its named configurations."""
 
@@ -210,6 +236,7 @@ METHODS: dict[str, Job] = {
     "nncf-openvino": nncf_on_openvino,
     "ai-edge": ai_edge,
     "torchao-x86": torchao_x86,
+    "executorch-xnnpack": executorch_xnnpack,
     "quark-xint8": quark("XINT8"),
     "quark-a8w8": quark("A8W8"),
     "modelopt-int8": modelopt,
@@ -221,6 +248,7 @@ SUFFIX = {"nncf-openvino": ".xml", "edge-int8": ".tflite"}
 PACKAGES = {
     "ort": ("onnxruntime",), "nncf": ("nncf",), "quark": ("amd-quark",), "modelopt": ("nvidia-modelopt",),
     "edge": ("litert-torch", "ai-edge-quantizer"), "ai": ("litert-torch", "ai-edge-quantizer"), "torchao": ("torchao",),
+    "executorch": ("executorch", "torchao"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 import isobit
 from isobit.core.errors import OutputError, UnsupportedError
@@ -47,6 +47,28 @@ def test_an_uneven_zero_padding_moves_into_the_convolution(tmp_path: Path) -> No
     conv = next(n for n in graph.node if n.op_type == "Conv")
     assert "Pad" not in operators(tmp_path / "net.onnx")
     assert list(next(a.ints for a in conv.attribute if a.name == "pads")) == [0, 0, 1, 1]
+
+
+@needs_onnxruntime
+def test_rows_and_columns_are_thinned_out_by_one_op(tmp_path: Path) -> None:
+    class Thinned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(torch.relu(self.first(x))[:, :, ::2, 1::2])
+            return y
+
+    net, x = seeded(Thinned()), torch.randn(4, 3, 12, 12)
+    model = isobit.quantize(net, [x], target="onnxruntime-x86")
+    isobit.export(model, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    (cut,) = (n for n in graph.node if n.op_type == "Slice")
+    constants = {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer}
+    assert [constants[name] for name in cut.input[1:]][0::2] == [[0, 1], [2, 3]]
+    assert constants[cut.input[4]] == [2, 2]
+    assert isobit.verify(tmp_path / "net.onnx", model, [x]).verdict == "exact"
 
 
 def test_few_bits_are_clipped_on_the_integers(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_file_of_16_bits(target: str, tmp_path: Path) -> None:
     kinds = {t.data_type for t in file.graph.initializer if len(t.dims) > 1}
     assert kinds == {onnx.TensorProto.INT16}
 
-    certificate = isobit.verify(path, model, [(inputs,)])
+    certificate = isobit.verify(path, model, [(inputs,)], engine="onnxruntime")
     assert certificate.verdict in ("exact", "bounded")
     assert {"conv1", "conv2"} <= set(certificate.float_islands)
     assert certificate.accumulators == 0
@@ -77,7 +77,7 @@ def test_wide_activations_beside_byte_weights(tmp_path: Path) -> None:
     path = isobit.export(model, tmp_path / "net.onnx").path
     kinds = {t.data_type for t in onnx.load(path).graph.initializer if len(t.dims) > 1}
     assert kinds == {onnx.TensorProto.INT8}
-    assert isobit.verify(path, model, [(inputs,)]).verdict in ("exact", "bounded")
+    assert isobit.verify(path, model, [(inputs,)], engine="onnxruntime").verdict in ("exact", "bounded")
 
 
 def test_one_layer_of_16_bits() -> None:

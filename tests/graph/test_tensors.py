@@ -26,12 +26,12 @@ def views() -> tuple[Tensors, dict[str, fx.Node]]:
     return tensors, {n.name: n for n in model.graph.nodes}
 
 
-def test_readers_are_seen_through_dropout_and_an_absorbed_pad() -> None:
+def test_readers_are_seen_through_dropout_and_an_absorbed() -> None:
     tensors, nodes = views()
     assert tensors.readers(nodes["conv"]) == [nodes["relu"]]
     assert tensors.readers(nodes["relu"]) == [nodes["behind"]]
     assert tensors.only_reader(nodes["relu"]) is nodes["behind"]
-    assert tensors.absorbed_pad(nodes["pad"])
+    assert tensors.absorbed(nodes["pad"])
     assert tensors.last_alias(nodes["relu"]) is nodes["pad"]
     assert tensors.source(nodes["pad"]) is nodes["relu"]
     assert [tensors.transparent(nodes[n]) for n in ("drop", "pad", "relu")] == [True, True, False]
@@ -65,4 +65,20 @@ def test_a_pad_that_others_read_too_stays() -> None:
     model = capture(Two().eval(), torch.randn(2, 3, 4, 4), check=False, dynamic_batch=False)
     tensors = tensors_of(model)
     (pad,) = (n for n in model.graph.nodes if tensors.kinds[n] == "pad")
-    assert not tensors.absorbed_pad(pad)
+    assert not tensors.absorbed(pad)
+
+
+def test_a_slice_takes_in_the_one_in_front_of_it_unless_they_share_an_axis_or_others_read_that() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            thinned, same_axis, read_twice = x[:, :, ::2, 1::2], x[..., 4:][..., :4], x[:, :, :4]
+            return thinned + same_axis[:, :, :4] + read_twice[..., :4] + read_twice[..., 4:]
+
+    model = capture(Net(), torch.randn(2, 3, 8, 8))
+    tensors = tensors_of(model)
+    slices = [n for n in model.graph.nodes if tensors.kinds[n] == "slice"]
+    absorbed = [n for n in slices if tensors.absorbed(n)]
+    assert [n.args[1] for n in absorbed] == [2]  # the first of x[:, :, ::2, 1::2] alone
+    (x,) = (n for n in model.graph.nodes if n.op == "placeholder")
+    assert not set(absorbed) & set(tensors.readers(x))
+    assert tensors.source(absorbed[0]) is x

@@ -36,7 +36,7 @@ from isobit.core.records import (
 )
 from isobit.core.risks import SaturationRecord
 from isobit.engines import ENGINES
-from isobit.export import EXPORTERS
+from isobit.export import ENGINE_FORMATS, EXPORTERS
 from isobit.graph.insert import preparation
 from isobit.recipes.codec import decode, encode
 from isobit.recipes.faster import faster
@@ -46,10 +46,6 @@ from isobit.recipes.run import record_run
 from isobit.recipes.table import look_up
 from isobit.recipes.workflow import export, format_for, quantize_with, verify
 from isobit.report import check_report, write_report
-
-VERIFIED = {"onnx": "net.onnx", "litert": "net.tflite", "pt2e": "net.pt2", "ncnn-int8": "net.param"}
-"""The formats that engines run, and a name for each: verified also where the output has another one, which holds the
-same integers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +151,7 @@ def run(job: Job, watch: Watch) -> Quantized:
     checkpoint = _checkpoint(job)
     model = _quantized(job, net, data, evaluation, checkpoint, watch)
     recipe = decode(Recipe, model.meta["recipe"])
-    with _place(job.output if format == runs else None, VERIFIED[runs]) as path:
+    with _place(job.output if format == runs else None, f"net{_suffix(runs)}") as path:
         watch.stage(f"exporting {path.name}")
         artifact = export(model, path, format=runs)
         certificate = None
@@ -286,6 +282,11 @@ def bytes_of(net: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
 
 
+def _suffix(format: str) -> str:
+    """That of a file which an engine runs; it holds the same integers as an output of another format."""
+    return ENGINE_FORMATS[format]().suffix if format in ENGINE_FORMATS else ".onnx"
+
+
 @contextmanager
 def _place(output: Path | None, name: str) -> Iterator[Path]:
     """The file to write, or one in a folder that is removed afterwards."""
@@ -313,7 +314,6 @@ def table(result: Quantized) -> Table:
             *rows.faster(result.faster),
             *rows.promise(result.promise),
             *rows.reconstruction(result.reconstruction),
-            *([("notes", list(result.notes))] if result.notes else []),
             ("size", rows.size(result.float_bytes, result.file_bytes)),
             ("float ops", rows.float_ops(result.float_ops)),
             ("calibrated on", result.calibration),

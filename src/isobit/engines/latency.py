@@ -1,5 +1,6 @@
 """Latency: two files on the same engine, timed in turns in one process."""
 
+import random
 from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter, process_time
@@ -42,8 +43,10 @@ def in_turns(
 ) -> list[list[float]]:
     """The milliseconds of every run of every job, taken in turns: what slows the machine down hits all alike.
 
-    With one thread, `time.process_time` as `clock` leaves out the time in which other processes had the core. Where a
-    worker process runs the file, its own time counts, without the pipe.
+    Each turn has another order, and in front of each run stands one that does not count: a job that always follows the
+    same one would pay for what that leaves in the caches. So these are times of a program that runs one file. With one
+    thread, `time.process_time` as `clock` leaves out the time in which other processes had the core. Where a worker
+    process runs the file, its own time counts, without the pipe.
     """
     if runs < 1:
         raise SettingError(f"latency needs at least 1 run, got {runs}")
@@ -51,14 +54,17 @@ def in_turns(
         for _ in range(warmup):
             session.run(inputs)
     times: list[list[float]] = [[] for _ in jobs]
+    shuffled = random.Random(0)
     for _ in range(runs):
-        for (session, inputs), list_of_times in zip(jobs, times, strict=True):
+        for number in shuffled.sample(range(len(jobs)), len(jobs)):
+            session, inputs = jobs[number]
+            session.run(inputs)
             start = clock()
             session.run(inputs)
             elapsed = (clock() - start) * 1e3
             if isinstance(session, ApartSession):
                 elapsed = session.milliseconds(cpu=clock is process_time)
-            list_of_times.append(elapsed)
+            times[number].append(elapsed)
     return times
 
 

@@ -5,22 +5,18 @@ point, int32 biases at s_x · s_w (https://ai.google.dev/edge/litert/models/quan
 """
 
 import json
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import onnx
-from torch import Tensor, fx
 
 from isobit.core.arithmetic import XNNPACK
-from isobit.core.artifact import Artifact, artifact_of
 from isobit.core.errors import MissingExtraError, UnsupportedError
-from isobit.core.files import atomic_path, check_writable
-from isobit.core.litert_file import missing, serialized
+from isobit.core.files import atomic_path
+from isobit.core.litert_file import SUFFIX, missing, serialized
+from isobit.export.engine_format import EngineFormat
 from isobit.export.litert_graph import Call, Translation, lowered, needed, static_shapes
 from isobit.export.litert_ops import INTEGER, OPS
-from isobit.export.onnx_qdq import OnnxQdq
 from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph
 from isobit.integer.plan import Plan, Step
@@ -29,38 +25,21 @@ MOVES = frozenset({"Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "
 """Ops whose integers keep their scale."""
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LiteRtFile:
-    """Settings of the LiteRT exporter."""
+def litert() -> EngineFormat:
+    """LiteRT's flatbuffer, net.tflite."""
+    return EngineFormat(format="litert", suffix=SUFFIX, write=write_litert, check=_check)
 
-    format: str = "litert"
 
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write a prepared model as a LiteRT file with a batch that the user may resize.
+def _check() -> None:
+    if missing():
+        raise MissingExtraError("LiteRT", "litert")
 
-        Raises UnsupportedError, with the op's name, for what LiteRT has no form for, MissingExtraError without its
-        package, OutputError where `path` cannot be written.
-        """
-        path = Path(path)
-        check_writable(path)
-        if missing():
-            raise MissingExtraError("LiteRT", "litert")
-        with tempfile.TemporaryDirectory() as folder:
-            plain = OnnxQdq(packed=False)
-            artifact = plain.export(model, Path(folder) / "model.onnx", example=example, metadata=metadata)
-            source = onnx.load(artifact.path)
-        data = serialized(translate(source, artifact.metadata))
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-        return artifact_of(path, format=self.format, metadata=artifact.metadata, notes=artifact.notes)
+
+def write_litert(path: Path, source: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Write a QDQ graph as a LiteRT file; raises UnsupportedError, with the op's name."""
+    data = serialized(translate(source, metadata))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def translate(source: onnx.ModelProto, metadata: dict[str, str]) -> Any:

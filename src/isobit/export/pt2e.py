@@ -9,75 +9,37 @@ Source: https://docs.pytorch.org/ao/stable/pt2e_quantization/index.html; compare
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import final
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
-from isobit.core.files import atomic_path, check_writable, sha256_of_file
-from isobit.core.pt2_file import Call, Pt2, Ref, read_pt2
+from isobit.core.files import atomic_path
+from isobit.core.pt2_file import SUFFIX, Call, Pt2, Ref, read_pt2
 from isobit.core.pt2_program import saved
 from isobit.export.encodings import Encoding, ReadBack
+from isobit.export.engine_format import EngineFormat
 from isobit.export.litert_graph import needed, static_shapes
-from isobit.export.onnx_qdq import OnnxQdq
 from isobit.export.pt2e_graph import Translation
 from isobit.export.pt2e_ops import OPS
 from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph, described_by
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pt2e:
-    """Settings of the PT2E exporter."""
+def pt2e() -> EngineFormat:
+    """PT2E's archive, net.pt2."""
+    return EngineFormat(format="pt2e", suffix=SUFFIX, write=write_pt2e, read=_read)
 
-    format: str = "pt2e"
 
-    def export(
-        self,
-        model: fx.GraphModule,
-        path: str | Path,
-        *,
-        example: tuple[Tensor, ...],
-        metadata: dict[str, str] | None = None,
-    ) -> Artifact:
-        """Write a prepared model as a PT2 archive with a batch of any size.
-
-        Raises UnsupportedError, with the op's name, for what PT2E has no form for, OutputError where `path` cannot be
-        written.
-        """
-        path = Path(path)
-        check_writable(path)
-        with tempfile.TemporaryDirectory() as folder:
-            plain = OnnxQdq(packed=False)
-            artifact = plain.export(model, Path(folder) / "model.onnx", example=example, metadata=metadata)
-            source = onnx.load(artifact.path)
-        data = translate(source, artifact.metadata)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-        return Artifact(
-            path=path,
-            format=self.format,
-            target=artifact.target,
-            sha256=sha256_of_file(path),
-            integers_sha256=artifact.integers_sha256,
-            metadata=artifact.metadata,
-        )
-
-    def read_back(self, path: str | Path) -> ReadBack:
-        """The encodings and integers in the archive; raises ArtifactError."""
-        program = read_pt2(path)
-        if "isobit.integers_sha256" not in program.metadata:
-            raise ArtifactError(f"{path} was not written by isobit's exporter {self.format}")
-        return _read(program)
+def write_pt2e(path: Path, source: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Write a QDQ graph as a PT2 archive; raises UnsupportedError, with the op's name."""
+    data = translate(source, metadata)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def translate(source: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
@@ -116,7 +78,14 @@ def _examples(source: onnx.ModelProto, graph: Graph) -> tuple[tuple[Tensor, ...]
     return tuple(example), dynamic
 
 
-def _read(program: Pt2) -> ReadBack:
+def _read(path: Path) -> ReadBack:
+    program = read_pt2(path)
+    if "isobit.integers_sha256" not in program.metadata:
+        raise ArtifactError(f"{path} was not written by isobit's exporter pt2e")
+    return _encodings(program)
+
+
+def _encodings(program: Pt2) -> ReadBack:
     activations: dict[str, Encoding] = {}
     weights: dict[str, Encoding] = {}
     integers: dict[str, np.ndarray] = {}

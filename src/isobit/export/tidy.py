@@ -12,6 +12,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
     """Apply all clean-ups in place. `layers` are the names under which the user knows the layers."""
     merge_pads(model.graph)
+    merge_slices(model.graph)
     clip_before_reshape(model.graph)
     name_nodes(model.graph, layers)
     name_batch(model.graph)
@@ -91,6 +92,39 @@ def merge_pads(graph: ir.Graph) -> int:
         graph.remove(pad, safe=True)
         count += 1
     return count
+
+
+def merge_slices(graph: ir.Graph) -> int:
+    """Make one Slice of two in a row along different axes, as `x[:, :, ::2, ::2]` is traced; returns how many."""
+    count = 0
+    for second in [n for n in graph if n.op_type == "Slice"]:
+        first = second.inputs[0].producer() if second.inputs[0] is not None else None
+        if first is None or first.op_type != "Slice" or first.outputs[0].is_graph_output():
+            continue
+        limits, more = _slice_limits(first), _slice_limits(second)
+        alone = len(list(first.outputs[0].uses())) == 1
+        if limits is None or more is None or not alone or set(limits[2]) & set(more[2]):
+            continue
+        second.replace_input_with(0, first.inputs[0])
+        for number, (a, b) in enumerate(zip(limits, more, strict=True), start=1):
+            name = f"{second.outputs[0].name}.{('starts', 'ends', 'axes', 'steps')[number - 1]}"
+            value = ir.Value(name=name, const_value=ir.tensor([*a, *b], dtype=ir.DataType.INT64, name=name))
+            graph.register_initializer(value)
+            second.replace_input_with(number, value)
+        graph.remove(first, safe=True)
+        count += 1
+    return count
+
+
+def _slice_limits(node: ir.Node) -> list[list[int]] | None:
+    """Starts, ends, axes from the first on, and steps; None where one is not constant or not given."""
+    if len(node.inputs) != 5:
+        return None
+    found = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:]]
+    if any(f is None for f in found):
+        return None
+    starts, ends, axes, steps = ([int(v) for v in f.numpy().reshape(-1)] for f in found if f is not None)
+    return None if min(axes) < 0 else [starts, ends, axes, steps]
 
 
 def clip_before_reshape(graph: ir.Graph) -> int:

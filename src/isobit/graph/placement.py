@@ -156,7 +156,7 @@ class _Placer:
         return self.kind(tensor) in WEIGHTED and tensor not in self.kept
 
     def is_wanted(self, tensor: fx.Node) -> bool:
-        if tensor in self.internal or self.kind(tensor) in PASSIVE or self.tensors.absorbed_pad(tensor):
+        if tensor in self.internal or self.kind(tensor) in PASSIVE or self.tensors.absorbed(tensor):
             return False
         if self.added_in_float(tensor):
             return False
@@ -205,7 +205,7 @@ class _Placer:
         for node in self.order:
             if self.kind(node) not in self.profile.placement.shared and self.kind(node) != "getitem":
                 continue
-            if node in self.kept or not is_float_tensor(node) or self.tensors.absorbed_pad(node):
+            if node in self.kept or not is_float_tensor(node) or self.tensors.absorbed(node):
                 continue
             sources = [self.tensors.source(t) for t in self.tensors.inputs(node)]
             if not any(s in wanted for s in sources) or any(s in self.internal for s in sources):
@@ -301,7 +301,7 @@ class _Placer:
         integer: set[fx.Node] = set()
         for node in self.order:
             kind = self.kind(node)
-            if kind in STRUCTURAL or not is_float_tensor(node) or self.tensors.absorbed_pad(node):
+            if kind in STRUCTURAL or not is_float_tensor(node) or self.tensors.absorbed(node):
                 continue
             head = self.head(node)
             if head is not node and head in integer:

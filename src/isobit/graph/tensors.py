@@ -27,7 +27,7 @@ class Tensors:
         return [n for n in source.all_input_nodes if is_float_tensor(n)]
 
     def readers(self, tensor: fx.Node) -> list[fx.Node]:
-        """The ops that read a tensor, seen through dropout and identity, and through a pad that a conv absorbs."""
+        """The ops that read a tensor, seen through what is `transparent`."""
         found: list[fx.Node] = []
         for user in tensor.users:
             if self.transparent(user):
@@ -48,28 +48,34 @@ class Tensors:
         return readers[0] if self.inputs(readers[0]).count(self.last_alias(tensor)) == 1 else None
 
     def last_alias(self, tensor: fx.Node) -> fx.Node:
-        """The end of the chain of dropout, identity and absorbed pads behind a tensor."""
+        """The end of the chain of transparent ops behind a tensor."""
         users = [u for u in tensor.users if self.kinds[u] != "shape"]
         if len(users) == 1 and self.transparent(users[0]):
             return self.last_alias(users[0])
         return tensor
 
     def source(self, tensor: fx.Node) -> fx.Node:
-        """The tensor behind dropout, identity and absorbed pads."""
+        """The tensor in front of transparent ops."""
         while self.transparent(tensor):
             (tensor,) = self.inputs(tensor)
         return tensor
 
     def transparent(self, node: fx.Node) -> bool:
-        """Whether an engine sees through this node: dropout, identity, a pad that a conv absorbs."""
-        return self.kinds[node] in PASSIVE or self.absorbed_pad(node)
+        """Whether an engine sees through this node: dropout, identity, or what its reader absorbs."""
+        return self.kinds[node] in PASSIVE or self.absorbed(node)
 
-    def absorbed_pad(self, node: fx.Node) -> bool:
-        """Whether this is a zero padding whose only reader is a convolution, which then pads by itself."""
-        if self.kinds[node] != "pad" or len(node.users) != 1:
+    def absorbed(self, node: fx.Node) -> bool:
+        """Whether the only reader takes this op in: a conv a zero padding, a slice that of another axis.
+
+        A file has one op for both.
+        """
+        if len(node.users) != 1:
             return False
         (user,) = node.users
-        return self.kinds[user] == "conv"
+        if self.kinds[node] == "pad":
+            return self.kinds[user] == "conv"
+        both = node.target is user.target is torch.ops.aten.slice.Tensor
+        return both and is_float_tensor(node) and _axis(node) != _axis(user)
 
 
 def tensors_of(model: fx.GraphModule) -> Tensors:
@@ -100,6 +106,13 @@ def attribute_of(node: fx.Node) -> object:
     for part in str(node.target).split("."):
         value = getattr(value, part, None)
     return value
+
+
+def _axis(slice_node: fx.Node) -> int:
+    """The axis of a slice, counted from the first."""
+    axis = slice_node.args[1] if len(slice_node.args) > 1 else 0
+    assert isinstance(axis, int)
+    return axis % int(slice_node.meta["val"].ndim)
 
 
 def _is_output(node: fx.Node) -> bool:

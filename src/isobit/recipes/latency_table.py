@@ -17,12 +17,11 @@ from isobit.analysis.onnx_layers import OnnxLayers, Part
 from isobit.core.batches import Data, batches
 from isobit.core.errors import EngineError, IsobitError, SettingError, UnsupportedError
 from isobit.core.latency_table import FLOAT, LatencyTable, LayerLatency, LayerTime, NetworkTime
-from isobit.core.litert_file import serialized
 from isobit.core.progress import Progress, silent
 from isobit.engines import Engine, Session
 from isobit.engines.latency import CLOCKS, Clock, Job, in_turns
 from isobit.export import OnnxQdq, export_float
-from isobit.export.litert import translate
+from isobit.export.litert import write_litert
 from isobit.export.litert_part import litert_part
 from isobit.graph.capture import capture
 from isobit.graph.passes import FoldBatchNorm, UnifyGlobalPool
@@ -225,7 +224,7 @@ class _Measuring:
         path = self.folder / "whole.onnx"
         if self.engine.format == "litert":
             path = path.with_suffix(".tflite")
-            path.write_bytes(serialized(translate(file, {})))
+            write_litert(path, file, {})
         else:
             onnx.save(file, path)
         return self.engine.load(path)

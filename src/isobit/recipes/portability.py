@@ -8,22 +8,17 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnx
 from torch import fx
 
 from isobit.core.batches import Batch, Data, batches
 from isobit.core.errors import EngineError, IsobitError, SettingError
-from isobit.core.litert_file import serialized
 from isobit.core.memory import freed_memory_stays
-from isobit.core.ncnn_file import write_ncnn
 from isobit.core.portability import EngineRow, Portability
 from isobit.core.progress import Progress, silent
 from isobit.core.records import Certificate
 from isobit.engines import ENGINES, Engine
 from isobit.engines.latency import interleaved
-from isobit.export.litert import translate
-from isobit.export.ncnn_int8 import translate as layers_of
-from isobit.export.pt2e import translate as pt2e_of
+from isobit.export import ENGINE_FORMATS
 from isobit.integer.files import format_of, load_qdq, output_step, random_inputs, read_metadata
 from isobit.integer.inputs import fitted
 from isobit.recipes.table import look_up
@@ -91,16 +86,6 @@ def _chosen(path: Path, engines: Sequence[str] | Mapping[str, Engine] | None) ->
     return dict(sorted(usable.items(), key=lambda item: item[1].format != format_of(path)))
 
 
-_Write = Callable[[Path, onnx.ModelProto, dict[str, str]], object]
-
-_WRITERS: dict[str, tuple[str, _Write]] = {
-    "litert": (".tflite", lambda path, file, notes: path.write_bytes(serialized(translate(file, notes)))),
-    "pt2e": (".pt2", lambda path, file, notes: path.write_bytes(pt2e_of(file, notes))),
-    "ncnn-int8": (".param", lambda path, file, notes: write_ncnn(path, layers_of(file), notes)),
-}
-"""Formats that a quantized ONNX graph has without its model: the suffix, and what writes it."""
-
-
 @contextmanager
 def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
     """A function from a format to the file in that format, translated once."""
@@ -109,11 +94,11 @@ def in_formats(path: Path) -> Iterator[Callable[[str], Path]]:
 
         def in_format(wanted: str) -> Path:
             if wanted not in made:
-                if wanted not in _WRITERS:
+                if wanted not in ENGINE_FORMATS:
                     raise SettingError(f"{path} has no form as {wanted}: export the model to that format")
-                suffix, write = _WRITERS[wanted]
-                translated = Path(folder) / f"{path.stem}{suffix}"
-                write(translated, load_qdq(path), read_metadata(path))
+                form = ENGINE_FORMATS[wanted]()
+                translated = Path(folder) / f"{path.stem}{form.suffix}"
+                form.write(translated, load_qdq(path), read_metadata(path))
                 made[wanted] = translated
             return made[wanted]
 
