@@ -62,7 +62,7 @@ class File:
         options.add_provider_for_devices(devices, {"backend_path": paths[backend]()})
         return onnxruntime.InferenceSession(content, options)
 
-    def _assigned(self, rounded: frozenset[str]) -> tuple[list[tuple[str, str, int]], list[str]]:
+    def _assigned(self, rounded: dict[str, str]) -> tuple[list[tuple[str, str, int]], list[str]]:
         """What QNN computes, by op, and what was left to ONNX Runtime's own kernels.
 
         Float ops that QNN takes run in 16 bits there.
@@ -76,7 +76,7 @@ class File:
                 if on_qnn and node.op_type in _MOVES:
                     continue
                 integer = on_qnn and name in rounded
-                precision = "uint8" if integer else "float16" if on_qnn else "float32"
+                precision = rounded[name] if integer else "float16" if on_qnn else "float32"
                 kernels[f"{'QNN' if on_qnn else 'CPU'} {node.op_type}", precision] += 1
                 if not integer and node.op_type not in _MOVES:
                     islands.append(name)
@@ -93,13 +93,14 @@ class File:
         return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
-def rounded_ops(content: bytes) -> frozenset[str]:
-    """The names of the nodes whose inputs are dequantized and whose result is quantized, a Relu or Clip in between."""
+def rounded_ops(content: bytes) -> dict[str, str]:
+    """The nodes whose inputs are dequantized and whose result is quantized, a Relu or Clip in between; its type."""
     import onnx
 
     graph = onnx.load_from_string(content).graph
     makers = {name: node for node in graph.node for name in node.output}
-    constants = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    constants = {t.name: t.data_type for t in graph.initializer}
+    constants |= {n.output[0]: n.attribute[0].t.data_type for n in graph.node if n.op_type == "Constant"}
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
@@ -121,7 +122,14 @@ def rounded_ops(content: bytes) -> frozenset[str]:
         given = [name for name in node.input if name and name not in constants]
         return is_quantized(node.output[0]) and (node.op_type in _ABSORBED or all(is_dequantized(n) for n in given))
 
-    return frozenset(node.name for node in graph.node if is_rounded(node))
+    def type_behind(name: str) -> str:
+        reader = readers[name][0]
+        if reader.op_type != "QuantizeLinear":
+            return type_behind(reader.output[0])
+        number = constants.get(reader.input[2], 0) if len(reader.input) > 2 else 0
+        return str(onnx.TensorProto.DataType.Name(number or onnx.TensorProto.UINT8)).lower()
+
+    return {node.name: type_behind(node.output[0]) for node in graph.node if is_rounded(node)}
 
 
 def load(path: str, expose: list[str], settings: dict[str, Any]) -> File:
