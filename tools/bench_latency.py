@@ -170,8 +170,8 @@ def load(engine: str, path: Path, hint: str, threads: int, tool: str) -> Session
             return LiteRtModel(path, threads)
         case "executorch" if tool != "isobit":  # as they are; isobit's are written anew, with signed bytes
             return replace(executorch(), rewrite=None).load(path)
-        case "inductor" if tool != "isobit":  # isobit's files need signed bytes raised, which its own session does
-            return CompiledProgram(path)
+        case "inductor":
+            return CompiledProgram(path, own=tool == "isobit")
     return ENGINES[engine]().load(path)
 
 
@@ -332,7 +332,8 @@ def main(arguments: list[str]) -> int:
         if "against" in r and r["against"].upper < 1
     ]
     plain = [
-        {k: v if not isinstance(v, (dict, Ratio)) else str(v) for k, v in r.items()} | {"engine": engine}
+        {k: str(v) if isinstance(v, Ratio) else v for k, v in r.items()}
+        | {"engine": engine, "speed": {hint: str(v) for hint, v in r["speed"].items()}}
         for engine in engines
         for r in found[engine]
     ]

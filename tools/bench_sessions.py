@@ -8,7 +8,9 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from isobit.core.pt2_program import module_of
 from isobit.core.records import Kernel
+from isobit.engines.pt2 import read_program, with_sign
 
 
 @final
@@ -70,12 +72,19 @@ class LiteRtModel:
 
 @final
 class CompiledProgram:
-    """A file of torch.export in PyTorch's compiler with its weights frozen, whoever made it."""
+    """A file of torch.export in PyTorch's compiler with its weights frozen, whoever made it.
 
-    def __init__(self, path: Path) -> None:
+    isobit's own are made unsigned first, as its engine does.
+    """
+
+    def __init__(self, path: Path, *, own: bool) -> None:
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  # its ops are in the files
 
-        self._module = torch.export.load(path).module()
+        if own:
+            program = with_sign(read_program(path), signed=False).program
+            self._module: Any = module_of(program, outputs=program.outputs)
+        else:
+            self._module = torch.export.load(path).module()
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     @property

@@ -105,7 +105,7 @@ class InductorSession:
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See Session."""
         check_inputs(self._signed.program, inputs)
-        tensors = [torch.from_numpy(np.array(x)) for x in inputs]
+        tensors = [torch.from_numpy(x if x.flags.writeable else x.copy()) for x in inputs]
         compiled = self._for(tensors)
         try:
             with torch.no_grad(), _threads(self._threads):
