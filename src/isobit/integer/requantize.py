@@ -10,6 +10,7 @@ from isobit.core.arithmetic import (
     FloatMultiplier,
     FusedScale,
     HalfAway,
+    InverseOfInverse,
     OffsetInside,
     Quantize,
     Reciprocal,
@@ -130,10 +131,14 @@ def shift(acc: Tensor, factor: Tensor, *, half_even: bool) -> Tensor:
 
 def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
     """QuantizeLinear, clipped: rint(x / s) + z, or one fused product and sum. NaN becomes the lowest level."""
-    if isinstance(rule, FusedScale):
+    if isinstance(rule, (FusedScale, InverseOfInverse)):
         low, high = (np.float32(np.float32(q - output.zero_point) * output.scale) for q in (output.low, output.high))
         width, steps = np.float32(high - low), np.float32(output.high - output.low)
         slope, offset = np.float32(steps / width), np.float32(np.float32(-low * steps) / width)
+        if isinstance(rule, InverseOfInverse) and output.zero_point == output.low:
+            one = np.float32(1)
+            v = torch.nan_to_num(x * float(one / (one / slope)), nan=float("-inf"))
+            return v.round_().add_(output.zero_point).clamp_(output.low, output.high)
         v = (x.double() * float(slope) + float(offset)).float()
         return torch.nan_to_num(v, nan=float("-inf")).round_().add_(output.low).clamp_(output.low, output.high)
     x = x.to(torch.float32)
