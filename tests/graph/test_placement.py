@@ -57,6 +57,22 @@ def test_the_three_graphs(first: bool) -> None:
         assert set(points(plan(Block(first=first), target))) == names, target
 
 
+def test_what_float_ops_alone_read_is_rounded_unless_the_target_hands_it_on() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.gelu(self.first(x).permute(0, 1, 3, 2))
+            z = self.second(y)
+            out: Tensor = self.last(nn.functional.gelu(z) + z)
+            return out
+
+    assert points(plan(Net(), "onnxruntime-x86")) == ["x", "first", "gelu", "second", "gelu:2", "add", "last"]
+    assert points(plan(Net(), "openvino-cpu")) == ["x", "gelu", "second", "gelu:2", "add"]
+
+
 def test_the_fused_operand_of_an_add() -> None:
     assert "conv" not in points(plan(Block(identity=True), "tensorrt"))
     assert "conv" not in points(plan(Block(identity=True, left=True), "tensorrt"))  # the only candidate

@@ -166,8 +166,20 @@ class _Placer:
             return True
         if self.kind(self.head(tensor)) not in placement.outputs or not self.computes(self.head(tensor)):
             return False
+        if not placement.float_readers and readers and not self.reaches_integers(tensor):
+            return False
         only_output = all(r.op == "output" for r in readers)
         return placement.network_output or not only_output
+
+    def reaches_integers(self, tensor: fx.Node) -> bool:
+        """Whether an op on integers, or an output of the network, reads a tensor, also behind ops that move it."""
+        placement = self.profile.placement
+        return any(
+            reader.op == "output"
+            or (self.kind(reader) in placement.inputs and self.computes(reader))
+            or (self.kind(reader) in placement.shared | {"getitem"} and self.reaches_integers(reader))
+            for reader in self.tensors.readers(tensor)
+        )
 
     def added_in_float(self, tensor: fx.Node) -> bool:
         """Whether a tensor is a constant that the target adds without quantizing it."""

@@ -32,6 +32,8 @@ class Placement:
     - `conv_feeds_add`: the engine adds a residual to the accumulator of the convolution, so that the tensor
       between the two is never rounded.
     - `network_output`: the last tensor is quantized too.
+    - `float_readers`: an output that float ops alone read, such as a GELU's input, is quantized too; else the engine
+      hands it on from the accumulator.
     - `constant_operands`: what no input of the network reaches, such as position embeddings, is quantized where an
       op adds it; else the engine adds it in float, and the sum is rounded once.
     """
@@ -43,6 +45,7 @@ class Placement:
     conv_feeds_add: bool = False
     network_output: bool = False
     constant_operands: bool = True
+    float_readers: bool = True
 
     @property
     def kinds(self) -> frozenset[str]:
