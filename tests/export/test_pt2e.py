@@ -16,7 +16,7 @@ from isobit.core.artifact import Artifact
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.pt2_file import read_pt2
 from isobit.core.pt2_program import module_of
-from isobit.export.pt2e import pt2e, translate
+from isobit.export.pt2e import pt2e_archive, translate
 from isobit.graph.convert import convert
 from isobit.integer import quantized_tensors
 from isobit.integer.files import load_qdq, places_of
@@ -30,7 +30,7 @@ NETWORKS = ("residual", "depthwise", "concat", "mlp", "convolution_1d", "vit", "
 def exported(network: str, path: Path) -> tuple[Artifact, Tensor, tuple[Tensor, ...]]:
     """The file, what the simulation gives for the inputs, and these."""
     found = quantized(network, "pt2e")
-    artifact = pt2e().export(found.model, path, example=found.inputs)
+    artifact = pt2e_archive().export(found.model, path, example=found.inputs)
     return artifact, convert(found.model)(*found.inputs), found.inputs
 
 
@@ -95,7 +95,7 @@ def test_places_say_how_much_lower_the_integers_lie(tmp_path: Path) -> None:
     """The targets of signed bytes hold some activations as unsigned ones in ONNX, and all as signed ones here."""
     found = quantized("residual", "pt2e")
     isobit.export(found.model, tmp_path / "net.onnx", format="onnx")
-    artifact = pt2e().export(found.model, tmp_path / "net.pt2", example=found.inputs)
+    artifact = pt2e_archive().export(found.model, tmp_path / "net.pt2", example=found.inputs)
     source = onnx.load(tmp_path / "net.onnx")
     constants = {t.name: onnx.numpy_helper.to_array(t).dtype for t in source.graph.initializer}
     kinds = [constants[n.input[2]] for n in source.graph.node if n.op_type == "QuantizeLinear"]
@@ -111,7 +111,7 @@ def test_four_bits(tmp_path: Path) -> None:
     artifact = isobit.export(model, tmp_path / "net.pt2", format="pt2e")
     y = torch.export.load(artifact.path).module()(*inputs)
     assert torch.equal(y, convert(model)(*inputs))
-    read = pt2e().read_back(artifact.path)
+    read = pt2e_archive().read_back(artifact.path)
     assert {e.bits for e in read.activations.values()} == {4, 8}
 
 
@@ -172,4 +172,4 @@ def test_files_of_others_are_not_read_back(tmp_path: Path) -> None:
     program = torch.export.export(nn.ReLU(), (torch.randn(2, 3),))
     torch.export.save(program, tmp_path / "net.pt2")
     with pytest.raises(ArtifactError, match="was not written by isobit"):
-        pt2e().read_back(tmp_path / "net.pt2")
+        pt2e_archive().read_back(tmp_path / "net.pt2")

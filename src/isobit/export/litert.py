@@ -25,7 +25,7 @@ MOVES = frozenset({"Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "
 """Ops whose integers keep their scale."""
 
 
-def litert() -> EngineFormat:
+def litert_file() -> EngineFormat:
     """LiteRT's flatbuffer, net.tflite."""
     return EngineFormat(format="litert", suffix=SUFFIX, write=write_litert, check=_check)
 

@@ -18,7 +18,7 @@ BESIDE = (".bin", ".json")
 """The files that belong to net.param."""
 
 
-def ncnn_int8() -> EngineFormat:
+def ncnn_files() -> EngineFormat:
     """ncnn's net.param, net.bin and net.json, which holds isobit's metadata."""
     return EngineFormat(format="ncnn-int8", suffix=SUFFIX, beside=BESIDE, write=write_layers)
 

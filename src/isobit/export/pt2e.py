@@ -30,7 +30,7 @@ from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph, described_by
 
 
-def pt2e() -> EngineFormat:
+def pt2e_archive() -> EngineFormat:
     """PT2E's archive, net.pt2."""
     return EngineFormat(format="pt2e", suffix=SUFFIX, write=write_pt2e, read=_read)
 
