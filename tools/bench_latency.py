@@ -94,7 +94,7 @@ IMAGE_NETWORKS = tuple(name for name in MODELS if not name.startswith("bert"))
 HINTS = ("f32", "bf16")
 LOADS = 4
 """Sessions of each file, loaded in another order each time: where its memory lies makes one slower than another of the
-same file, and those loaded early are the slower ones."""
+same file."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

@@ -26,7 +26,7 @@ def views() -> tuple[Tensors, dict[str, fx.Node]]:
     return tensors, {n.name: n for n in model.graph.nodes}
 
 
-def test_readers_are_seen_through_dropout_and_an_absorbed() -> None:
+def test_readers_are_seen_through_dropout_and_an_absorbed_pad() -> None:
     tensors, nodes = views()
     assert tensors.readers(nodes["conv"]) == [nodes["relu"]]
     assert tensors.readers(nodes["relu"]) == [nodes["behind"]]

@@ -1,11 +1,8 @@
 """PT2 programs as modules of torch.fx: built from what `read_pt2` gives, and saved as a PT2 archive."""
 
-import contextlib
 import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, fx
 from isobit.core.errors import ArtifactError, UnsupportedError
 from isobit.core.onnx_file import first_line
 from isobit.core.pt2_file import METADATA, Call, Pt2, Ref
+from isobit.core.quiet import quiet
 
 QUANTIZERS = frozenset(
     f"quantized_decomposed.{name}.default"
@@ -102,7 +100,7 @@ def saved(
     program = exported(module, example, dynamic=dynamic)
     program._example_inputs = None
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet("torch.export"):
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata or {}), sort_keys=True)})
     return buffer.getvalue()
 
@@ -112,7 +110,7 @@ def exported(module: fx.GraphModule, example: tuple[Tensor, ...], *, dynamic: Se
     for node in module.graph.nodes:
         node.meta["custom"] = {_NAME: node.name}  # the exporter hands this on
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if d else None for d in dynamic)
-    with _quiet(), torch.no_grad():
+    with quiet("torch.export"), torch.no_grad():
         try:
             program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # PyTorch's own, of any kind
@@ -154,17 +152,3 @@ def _with_nodes(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if isinstance(value, list):
         return [_with_nodes(v, nodes) for v in value]
     return nodes[value.name] if isinstance(value, Ref) else value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs and warns about its own internals; what concerns the user is raised."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

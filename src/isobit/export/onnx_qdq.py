@@ -1,10 +1,7 @@
 """ONNX with QuantizeLinear and DequantizeLinear: integer weights and biases, the form that CPU engines fuse."""
 
-import contextlib
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +18,7 @@ from isobit.core.errors import IsobitError, UnsupportedError
 from isobit.core.files import atomic_path, check_writable
 from isobit.core.float16 import SMALLEST_NORMAL
 from isobit.core.grid import LARGEST_FLOAT16
+from isobit.core.quiet import quiet
 from isobit.export.blockwise import write_blockwise
 from isobit.export.matmul_integer import write_matmul_integer
 from isobit.export.matmul_nbits import write_matmul_nbits
@@ -102,7 +100,7 @@ def to_onnx(model: fx.GraphModule, example: tuple[Tensor, ...]) -> ir.Model:
     """Translate with torch's own exporter; isobit's ops become standard ones."""
     inputs = tuple(_two_samples(x) for x in example)
     batch = torch.export.Dim.DYNAMIC
-    with _quiet(), torch.no_grad():
+    with quiet("torch.onnx"), torch.no_grad():
         try:
             program = torch.onnx.export(
                 model.eval(),
@@ -223,17 +221,3 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs and warns about its own internals; what concerns the user is raised."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
