@@ -17,7 +17,7 @@ from isobit.core.scheme import PowerOfTwo, Scheme
 from isobit.engines import ENGINES
 from isobit.graph.capture import capture
 from isobit.graph.ops import KINDS
-from isobit.graph.passes import FoldBatchNorm, UnifyGlobalPool
+from isobit.graph.passes import FoldBatchNorm, SplitAttention, UnifyGlobalPool
 from isobit.graph.placement import Plan, place
 from isobit.quantizers import Fixed
 from isobit.targets import TARGETS, Profile
@@ -132,6 +132,8 @@ def captured() -> dict[str, fx.GraphModule]:
 def plan(captured: fx.GraphModule, profile: Profile) -> Plan:
     model = copy.deepcopy(captured)
     UnifyGlobalPool().apply(model)
+    if profile.placement.attention_products:
+        SplitAttention().apply(model)
     if profile.fold_bn:
         FoldBatchNorm().apply(model)
     return place(model, profile)

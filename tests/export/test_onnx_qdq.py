@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import isobit
 from isobit.core.errors import OutputError, UnsupportedError
 from isobit.engines import OnnxRuntime
+from zoo import small_networks
 
 needs_onnxruntime = pytest.mark.skipif(bool(OnnxRuntime().missing()), reason=OnnxRuntime().missing())
 
@@ -69,6 +70,53 @@ def test_rows_and_columns_are_thinned_out_by_one_op(tmp_path: Path) -> None:
     assert [constants[name] for name in cut.input[1:]][0::2] == [[0, 1], [2, 3]]
     assert constants[cut.input[4]] == [2, 2]
     assert isobit.verify(tmp_path / "net.onnx", model, [x]).verdict == "exact"
+
+
+def test_what_follows_a_linear_layer_on_tokens_stands_before_the_reshape(tmp_path: Path) -> None:
+    """An engine fuses an activation and a quantizer only with the layer right in front of them."""
+    net = seeded(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4)))
+    x = torch.randn(4, 5, 8)
+    model = isobit.quantize(net, [x], target="openvino-cpu")
+    isobit.export(model, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    readers = {name: n for n in graph.node for name in n.input}
+    chains = []
+    for gemm in (n for n in graph.node if n.op_type == "Gemm"):
+        chain = [gemm]
+        while (following := readers[chain[-1].output[0]]).op_type != "Reshape":
+            chain.append(following)
+        chains.append([n.op_type for n in chain])
+    quantized = ["QuantizeLinear", "DequantizeLinear"]
+    assert chains == [["Gemm", "Gelu", *quantized], ["Gemm", "Relu", *quantized], ["Gemm"]]
+    onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
+    assert [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.output] == [
+        ["batch", 5, 4]
+    ]
+
+
+def test_an_output_that_is_quantized_keeps_its_name_behind_the_reshape(tmp_path: Path) -> None:
+    net = seeded(nn.Sequential(nn.Linear(8, 4)))
+    x = torch.randn(4, 5, 8)
+    model = isobit.quantize(net, [x], target="qnn-htp")
+    isobit.export(model, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert [n.op_type for n in graph.node][-4:] == ["Gemm", "QuantizeLinear", "DequantizeLinear", "Reshape"]
+    assert graph.node[-1].output[0] == graph.output[0].name
+    onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
+
+
+def test_the_batch_is_read_from_all_sizes(tmp_path: Path) -> None:
+    """Shape, times (1, 0, 0, 0), its first: no Shape of the first size alone, of which OpenVINO takes a wrong one."""
+    net, (x,) = small_networks()["vit"]
+    model = isobit.quantize(net, [x], target="onnxruntime-x86")
+    isobit.export(model, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    shapes = [n for n in graph.node if n.op_type == "Shape"]
+    assert shapes and not any(a.name == "end" for n in shapes for a in n.attribute)
+    constants = {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer}
+    masks = [n for n in graph.node if n.op_type == "Mul" and n.input[0] == shapes[0].output[0]]
+    assert [constants[n.input[1]] for n in masks] == [[1, 0, 0, 0]]
+    onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
 
 
 def test_few_bits_are_clipped_on_the_integers(tmp_path: Path) -> None:

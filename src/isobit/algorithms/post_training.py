@@ -23,7 +23,14 @@ from isobit.core.records import CorrectionRecord
 from isobit.graph.capture import capture
 from isobit.graph.folding import STRATEGIES, Strategy
 from isobit.graph.insert import insert
-from isobit.graph.passes import FoldBatchNorm, FoldBatchNormInTraining, KeepRounding, PassReport, UnifyGlobalPool
+from isobit.graph.passes import (
+    FoldBatchNorm,
+    FoldBatchNormInTraining,
+    KeepRounding,
+    PassReport,
+    SplitAttention,
+    UnifyGlobalPool,
+)
 from isobit.graph.placement import place
 from isobit.graph.rules import Rules
 from isobit.observers import MinMax
@@ -73,6 +80,8 @@ def prepare(
     settings = settings or Preparing()
     model = net if isinstance(net, fx.GraphModule) and "capture" in net.meta else capture(net, example)
     reports: dict[str, PassReport] = {"unify_global_pool": UnifyGlobalPool().apply(model)}
+    if profile.placement.attention_products:
+        reports["split_attention"] = SplitAttention().apply(model)
     fold = settings.bn_fold if settings.bn_fold is not None else 0 if profile.fold_bn else -1
     if fold == 0:
         reports["fold_bn"] = FoldBatchNorm().apply(model)

@@ -218,7 +218,8 @@ class Arithmetic:
     `quantize_products` is the rule of a quantizer that a convolution or a linear layer takes into its own kernel,
     where it is not `quantize`. `convert` is the rule of a QuantizeLinear that reads integers of another format,
     `tables` that of functions of one element; `more` are ops with integer kernels that ONNX Runtime has none for.
-    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two,
+    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two (how
+    the sum is rounded: `isobit.integer.residual`),
     `widest` up to how many bits it has integer kernels at all, and `wide` how those of more than 8 compute, where that
     differs.
     """
@@ -364,13 +365,14 @@ OPENVINO = Arithmetic(
     older_pair_bits=16,
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
-and without Relu), but for up to 20 in a million with signed results of a few scales; a step in 1 to 4 of a million
-where a convolution takes a residual, in 20 of a million in an Add of two quantized tensors. Padded windows of
+and without Relu), but for up to 20 in a million with signed results of a few scales; a step in 1 of 10 million where a
+convolution takes a residual in front of a Relu, in 6 to 15 of a million without one, in 20 of a million in an Add of
+two quantized tensors. Padded windows of
 AveragePool with `count_include_pad` are not reproduced."""
 
 NCNN = replace(
     OPENVINO, requantize=ThroughFloat(reciprocals=True), quantize=ReciprocalAway(), quantize_products=None,
-    older_pair_bits=None,
+    adds_in_convolution=False, older_pair_bits=None,
 )  # fmt: skip
 """ncnn on x86 with VNNI. Measured: no mismatch in convolutions and inner products. Its depthwise convolutions take an
 approximate reciprocal as their scale, another one on other processors, and are not reproduced."""

@@ -27,7 +27,7 @@ OPS = QUANTIZERS | {
         "alias.default", "avg_pool2d.default", "batch_norm.default", "cat.default", "clamp.default", "clone.default",
         "constant_pad_nd.default", "contiguous.default", "conv1d.default", "conv2d.default", "conv3d.default",
         "conv_transpose1d.default", "conv_transpose2d.input", "detach.default", "div.Tensor", "dropout.default",
-        "embedding.default", "erf.default", "expand.default", "flatten.using_ints", "gelu.default",
+        "embedding.default", "eq.Tensor", "erf.default", "expand.default", "flatten.using_ints", "gelu.default",
         "hardsigmoid.default", "hardswish.default", "hardswish_.default", "hardtanh.default", "hardtanh_.default",
         "isnan.default", "layer_norm.default", "leaky_relu.default", "linear.default", "matmul.default",
         "max_pool1d.default", "max_pool2d.default", "mean.dim", "minimum.default", "mul.Tensor", "pad.default",

@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-KEEPS_SHAPE = frozenset({"Relu", "Clip"})
-"""Ops that may stand between a Gemm and the reshape behind it."""
+KEEPS_SHAPE = frozenset({"Clip", "DequantizeLinear", "Gelu", "QuantizeLinear", "Relu"})
+"""Ops that may stand between a Gemm and the reshape behind it: each does the same to every value."""
 
 
 @final

@@ -19,7 +19,8 @@ from isobit.export.litert_graph import Call, Translation, lowered, needed, stati
 from isobit.export.litert_ops import INTEGER, OPS
 from isobit.integer.files import QUANTIZERS
 from isobit.integer.model import Graph
-from isobit.integer.plan import Plan, Step
+from isobit.integer.plan import Plan
+from isobit.integer.step import Step
 
 MOVES = frozenset({"Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 """Ops whose integers keep their scale."""

@@ -11,8 +11,9 @@ import torch
 from isobit.core.errors import UnsupportedError
 from isobit.export.litert_builder import Builder, Shape
 from isobit.integer.model import Graph, Node
-from isobit.integer.plan import Plan, Step
+from isobit.integer.plan import Plan
 from isobit.integer.requantize import quantize
+from isobit.integer.step import Step
 from isobit.integer.values import Constant, Format
 
 CHANNELS_LAST = (0, 2, 3, 1)

@@ -57,7 +57,7 @@ class OnnxQdq:
         check_writable(path)
         deployed = convert(model)
         program = to_onnx(deployed, example)
-        tidy(program, layers=set(names(model.graph).values()))
+        tidy(program, layers=set(names(model.graph).values()), quantized=True)
         profile = preparation(model).profile
         write_look_ups(program, levels(deployed))
         write_casts(program)

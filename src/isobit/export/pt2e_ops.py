@@ -304,6 +304,7 @@ OPS: Mapping[str, Translator] = {
     "ConvTranspose": conv_transpose,
     "DequantizeLinear": dequantize,
     "Div": plain(ATEN.div.Tensor),
+    "Equal": plain(ATEN.eq.Tensor),
     "Erf": plain(ATEN.erf.default),
     "Expand": expand,
     "Flatten": reshape,

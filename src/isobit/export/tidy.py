@@ -4,16 +4,23 @@ import ast
 import re
 from collections.abc import Collection
 
+import numpy as np
 import onnx_ir as ir
 
+from isobit.export.linear_layers import KEEPS_SHAPE, constant
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_LAYERS = ("deployed_", "_empty_nn_module_stack")
+"""How names of scopes begin that are no layer of the user's."""
 
 
-def tidy(model: ir.Model, *, layers: Collection[str] = ()) -> None:
+def tidy(model: ir.Model, *, layers: Collection[str] = (), quantized: bool = False) -> None:
     """Apply all clean-ups in place. `layers` are the names under which the user knows the layers."""
+    if quantized:
+        hide_batch(model.graph)
     merge_pads(model.graph)
     merge_slices(model.graph)
-    clip_before_reshape(model.graph)
+    reshape_last(model.graph)
     name_nodes(model.graph, layers)
     name_batch(model.graph)
     forget_tracing(model)
@@ -62,7 +69,7 @@ def forget_tracing(model: ir.Model) -> None:
 
 def _scope(scopes: list[str]) -> tuple[str, str]:
     """The dotted path of the module that a node belongs to, and the operation's own name."""
-    inside = [s for s in scopes[:-1] if s and not s.startswith("deployed_")]
+    inside = [s for s in scopes[:-1] if s and not s.startswith(_NO_LAYERS)]
     return (inside[-1] if inside else ""), scopes[-1]
 
 
@@ -127,26 +134,81 @@ def _slice_limits(node: ir.Node) -> list[list[int]] | None:
     return None if min(axes) < 0 else [starts, ends, axes, steps]
 
 
-def clip_before_reshape(graph: ir.Graph) -> int:
-    """Let Gemm → Reshape → Relu be Gemm → Relu → Reshape, where an engine fuses the Relu; returns how many."""
+def hide_batch(graph: ir.Graph) -> int:
+    """Read the size of the batch from all sizes times 1, 0, 0, …; returns how many Shape ops read it.
+
+    OpenVINO 2026.4 takes a size that it knows by name from any tensor of that size. Where that is the result of a
+    convolution with a quantizer behind, it computes all its channels with the bias of the first
+    (`tests/engines/test_openvino.py`). Of a product it knows no name.
+    """
     count = 0
-    for reshape in [n for n in graph if n.op_type == "Reshape"]:
-        source, shaped = reshape.inputs[0], reshape.outputs[0]
-        uses = list(shaped.uses())
-        if source is None or len(uses) != 1 or shaped.is_graph_output() or uses[0].node.op_type not in ("Relu", "Clip"):
+    for node in [n for n in graph if n.op_type == "Shape"]:
+        source, size = node.inputs[0], node.outputs[0]
+        limits = [node.attributes[k].as_int() if k in node.attributes else None for k in ("start", "end")]
+        if source is None or source.shape is None or limits not in ([0, 1], [None, 1]) or size.is_graph_output():
             continue
-        producer, clip = source.producer(), uses[0].node
-        clipped = clip.outputs[0]
-        if producer is None or producer.op_type != "Gemm" or clipped.is_graph_output():
-            continue
-        clipped.replace_all_uses_with(shaped)
-        clip.replace_input_with(0, source)
-        reshape.replace_input_with(0, clipped)
-        clipped.shape = source.shape
-        graph.remove(clip)
-        graph.insert_before(reshape, clip)
+        constants = {"first": [1] + [0] * (len(source.shape) - 1), "from": [0], "to": [1]}
+        values = {k: constant(graph, f"{size.name}.{k}", np.array(v, np.int64)) for k, v in constants.items()}
+        sizes = ir.node("Shape", [source], metadata_props=dict(node.metadata_props))
+        first = ir.node("Mul", [sizes.outputs[0], values["first"]], metadata_props=dict(node.metadata_props))
+        cut = [first.outputs[0], values["from"], values["to"]]
+        last = ir.node("Slice", cut, metadata_props=dict(node.metadata_props))
+        for made, word in ((sizes, "sizes"), (first, "masked")):
+            made.outputs[0].name = f"{size.name}.{word}"
+            made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.INT64, ir.Shape([len(source.shape)])
+        last.outputs[0].type, last.outputs[0].shape = size.type, size.shape
+        graph.insert_before(node, [sizes, first, last])
+        size.replace_all_uses_with(last.outputs[0])
+        graph.remove(node, safe=True)
+        last.outputs[0].name = size.name
         count += 1
     return count
+
+
+def reshape_last(graph: ir.Graph) -> int:
+    """Let Gemm → Reshape → Gelu → QuantizeLinear … be Gemm → Gelu → QuantizeLinear … → Reshape; returns how many moved.
+
+    A linear layer on more than two dimensions is a Gemm between two reshapes. An engine fuses what follows the layer
+    only where it follows at once.
+    """
+    count = 0
+    for reshape in [n for n in graph if n.op_type == "Reshape"]:
+        while (following := _keeps_shape_behind(reshape)) is not None:
+            _swap(graph, reshape, following)
+            count += 1
+    return count
+
+
+def _keeps_shape_behind(reshape: ir.Node) -> ir.Node | None:
+    """The one reader of a reshape behind a Gemm, where it does the same to each value whatever the shape."""
+    source, shaped = reshape.inputs[0], reshape.outputs[0]
+    uses = list(shaped.uses())
+    if source is None or len(uses) != 1 or shaped.is_graph_output():
+        return None
+    reader = uses[0].node
+    per_tensor = all(v is None or (v.shape is not None and not len(v.shape)) for v in reader.inputs[1:])
+    if reader.op_type not in KEEPS_SHAPE or not per_tensor:
+        return None
+    producer = source.producer()
+    while producer is not None and producer.op_type in KEEPS_SHAPE and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return reader if producer is not None and producer.op_type == "Gemm" else None
+
+
+def _swap(graph: ir.Graph, reshape: ir.Node, following: ir.Node) -> None:
+    """Reshape → op becomes op → Reshape; what the two make together keeps its name where it leaves the graph."""
+    source, shaped, result = reshape.inputs[0], reshape.outputs[0], following.outputs[0]
+    assert source is not None
+    if result.is_graph_output():
+        names = result.name, shaped.name
+        result.name = None
+        shaped.name, result.name = names
+    result.replace_all_uses_with(shaped, replace_graph_outputs=True)
+    following.replace_input_with(0, source)
+    reshape.replace_input_with(0, result)
+    result.shape, shaped.type = source.shape, result.type
+    graph.remove(following)
+    graph.insert_before(reshape, following)
 
 
 def _constant_pads(pad: ir.Node) -> list[int] | None:

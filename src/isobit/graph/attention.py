@@ -1,7 +1,8 @@
-"""Scaled dot-product attention as a layer, so that its dropout follows train and eval."""
+"""Scaled dot-product attention as a layer, so that its dropout follows train and eval; and the middle part of one."""
 
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,3 +36,32 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """The settings."""
         return f"dropout={self.dropout}, is_causal={self.is_causal}, scale={self.scale}, enable_gqa={self.enable_gqa}"
+
+
+@final
+class AttentionWeights(nn.Module):
+    """softmax(scores · scale + mask) along the last axis: what attention does between its two products.
+
+    Keys that a mask leaves out weigh 0, also where it leaves out all. Shapes: scores (…, l, s), mask the same or one
+    that broadcasts: true where a key counts, or added.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, scores: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Weigh."""
+        scores = scores * self.scale
+        if attn_mask is None:
+            return scores.softmax(-1)
+        if attn_mask.dtype == torch.bool:
+            weights = torch.where(attn_mask, scores, -torch.inf).softmax(-1)
+            return torch.where(attn_mask, weights, 0.0)
+        hidden = attn_mask == -torch.inf
+        weights = torch.where(hidden, -torch.inf, scores + attn_mask).softmax(-1)  # no gradient of what is hidden
+        return torch.where(hidden, 0.0, weights)
+
+    def extra_repr(self) -> str:
+        """The factor."""
+        return f"scale={self.scale:.6g}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
-from isobit.graph.attention import Attention
+from isobit.graph.attention import Attention, AttentionWeights
 from isobit.graph.capped import CappedReLU
 from isobit.graph.deployed import GlobalAveragePool
 from isobit.graph.deployed_activations import (
@@ -95,7 +95,7 @@ MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] =
     (nn.LeakyReLU, "leaky_relu"),
     (nn.PReLU, "prelu"),
     ((nn.ELU, nn.SELU, nn.CELU), "elu"),
-    ((nn.Softmax, nn.Softmax2d), "softmax"),
+    ((nn.Softmax, nn.Softmax2d, AttentionWeights), "softmax"),
     (nn.Hardtanh, "clamp"),
     (dropout._DropoutNd, "dropout"),
     (Attention, "attention"),

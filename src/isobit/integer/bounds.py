@@ -9,7 +9,8 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.risks import OverflowRisk
 from isobit.integer.model import Graph, Node, described_by, read_graph
 from isobit.integer.pairs import OFFSET, PairedProducts
-from isobit.integer.plan import TRAVELS, Plan, Step
+from isobit.integer.plan import TRAVELS, Plan
+from isobit.integer.step import Step
 from isobit.integer.values import Format
 
 
@@ -52,7 +53,7 @@ def _accumulates(graph: Graph, plan: Plan, step: Step) -> bool:
             return int(node.attributes.get("accuracy_level", 0)) == 4
         case "Conv" | "Gemm" | "MatMul":
             formats = plan.format(node.inputs[0]), plan.weight(node.inputs[1])
-            return step.rule in ("integer", "to_float") and None not in formats
+            return step.rule in ("integer", "to_float", "summed") and None not in formats
     return False
 
 

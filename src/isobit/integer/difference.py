@@ -10,7 +10,8 @@ from isobit.core.arithmetic import FLOAT32, Arithmetic
 from isobit.core.errors import ArtifactError
 from isobit.core.records import Mismatch
 from isobit.integer.model import Graph, Node, read_graph
-from isobit.integer.plan import Plan, Step
+from isobit.integer.plan import Plan
+from isobit.integer.step import Step
 
 
 def quantized_tensors(source: Path | str | onnx.ModelProto) -> tuple[str, ...]:
@@ -72,6 +73,8 @@ def _rule(plan: Plan, node: Node, arithmetic: Arithmetic) -> str:
         return "QuantizeLinear: rint(x / s) + z"
     if step.rule == "to_float":
         return f"{node.op} with integers, rescaled in float32, then QuantizeLinear"
+    if step.rule == "absorbed":
+        return f"{node.op} inside the convolution before it, which then rounds once"
     if step.rule in ("float", "travel"):
         return f"{node.op} in float32, then QuantizeLinear"
     return _integer_rule(step, arithmetic)

@@ -19,8 +19,9 @@ from isobit.integer.elementwise import converted
 from isobit.integer.float_ops import EXACT, clip_limits, evaluate
 from isobit.integer.low_bit import Inputs, rounds_input
 from isobit.integer.model import described_by, read_graph
-from isobit.integer.plan import Plan, Step
+from isobit.integer.plan import Plan
 from isobit.integer.requantize import quantize
+from isobit.integer.step import Step
 from isobit.integer.values import Constant, Integers, Quantized, Value
 
 
@@ -98,7 +99,7 @@ class Reference:
     def _outputs(self, step: Step, env: dict[str, Value]) -> dict[str, Value]:
         node = step.node
         match step.rule:
-            case "constant":
+            case "constant" | "absorbed":
                 return {}
             case "quantize":
                 assert step.output is not None
@@ -119,6 +120,12 @@ class Reference:
                 return {step.result: seen if step.seen_through else Integers(q, step.output.low, step.output.high)}
             case "to_float":
                 return {step.result: kernels.product_to_float(node, self._operands(step, env), self.arithmetic)}
+            case "summed":
+                assert step.output is not None
+                residual = self._value(step.residual, env)
+                assert isinstance(residual, Quantized)
+                q = kernels.conv_with_residual(node, self._operands(step, env), residual, step.output, self.arithmetic)
+                return {step.result: Integers(q, step.output.low, step.output.high)}
             case "travel":
                 x = self._value(node.inputs[0], env)
                 assert isinstance(x, Quantized)
@@ -142,14 +149,9 @@ class Reference:
         if isinstance(x, Quantized):
             return converted(x, step.output, rules)
         own = rules.quantize_products if step.behind_product else None
-        if isinstance(own, InverseOfInverse) and self._is_output(step):
-            own = None
+        if step.exposed and isinstance(own, InverseOfInverse):
+            own = None  # the kernel that rounds scales back, too
         return quantize(_floats(x), step.output, own or rules.quantize)
-
-    def _is_output(self, step: Step) -> bool:
-        """Whether the file gives what a QuantizeLinear rounded as floats: then the kernel that rounds scales back."""
-        readers = self.graph.readers.get(step.node.outputs[0], [])
-        return any(reader.outputs[0] in self.graph.outputs for reader in readers)
 
     def _fused(self, step: Step, env: dict[str, Value]) -> Tensor:
         assert step.output is not None

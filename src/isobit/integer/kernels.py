@@ -13,6 +13,7 @@ from isobit.integer import elementwise, ops
 from isobit.integer.accumulate import accumulate, accumulate_pair
 from isobit.integer.model import Node
 from isobit.integer.requantize import multiplier, requantize
+from isobit.integer.residual import add_residual
 from isobit.integer.short import halving, halving_product
 from isobit.integer.values import Constant, Format, Quantized
 from isobit.integer.windows import window_of
@@ -119,6 +120,17 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
         acc, factors = _pair(x, other, arithmetic), np.asarray(other.format.scale)
     y = _rescaled(acc, scale, torch.from_numpy(np.array(factors, dtype=np.float32)), arithmetic)
     return y if added is None else y.add_(added)
+
+
+def conv_with_residual(
+    node: Node, operands: Operands, residual: Quantized, output: Format, arithmetic: Arithmetic
+) -> Tensor:
+    """A convolution that adds the integers of another tensor before it rounds; see `residual.add_residual`."""
+    x, w = _activation(operands[0]), _weight(operands[1])
+    acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
+    scale = _by_channel(w.scale.astype(np.float32) * x.format.scale, w)
+    bias = _by_channel(_weight(operands[2]).floats, w) if len(operands) > 2 else None
+    return add_residual(acc, scale, bias, residual, output)
 
 
 def _rescaled(acc: Tensor, x_scale: np.float32, w_scale: Tensor, arithmetic: Arithmetic) -> Tensor:

@@ -5,7 +5,7 @@ absorbed, and through which ops QuantizeLinear travels backwards.
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from isobit.core.arithmetic import Arithmetic, FloatMultiplier, HalfAway, Throug
 from isobit.core.errors import UnsupportedError
 from isobit.integer.low_bit import dequantized_blocks, rounded_weight
 from isobit.integer.model import Graph, Node, described_by
+from isobit.integer.residual import residual_sum, starts_at_zero
+from isobit.integer.step import Step
 from isobit.integer.values import Constant, Format
 
 TRAVELS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
@@ -31,32 +33,6 @@ _WIDE = frozenset({"Add", "AveragePool", "Concat", "Conv", "Gemm", "MatMul", "Ma
 """Ops whose kernels for 16 bits round as those of sums and products do, where an arithmetic has rules for them."""
 
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
-
-Rule = Literal["quantize", "dequantize", "constant", "integer", "to_float", "travel", "integers", "looked_up", "float"]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Step:
-    """One step of the interpreter.
-
-    - `quantize`, `dequantize`: nodes of that kind; `constant`: a weight, already known. A quantizer `behind_product` is
-      part of the kernel of a convolution or a linear layer
-    - `integer`: a fused op; writes integers in `output` to the tensor `result`: what QuantizeLinear writes, or,
-      where that was carried back, its dequantized view. `limits` are the levels that absorbed activations allow
-    - `to_float`: integers are multiplied and the sum is dequantized, without rounding to a grid
-    - `travel`: moves integers that keep their format; `integers`: an op on the integers themselves (Clip)
-    - `looked_up`: integers are indices into a table of integers
-    - `float`: all else
-    """
-
-    node: Node
-    rule: Rule
-    output: Format | None = None
-    result: str = ""
-    seen_through: bool = False
-    limits: tuple[int, int] = (0, 0)
-    bias: str = ""
-    behind_product: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,7 +105,7 @@ class Plan:
                 self._integers.add(node.outputs[0])
                 return Step(
                     node, "quantize", output=self.node_format(node), result=node.outputs[0],
-                    behind_product=id(node) in self._behind,
+                    behind_product=id(node) in self._behind, exposed=self._exposed(node),
                 )  # fmt: skip
             case "Transpose" if node.inputs[0] in self.constants:
                 order = node.ints("perm", range(self.constants[node.inputs[0]].q.ndim)[::-1])
@@ -144,6 +120,8 @@ class Plan:
         if node.op in TRAVELS and node.inputs[0] in self.formats:
             self.formats |= dict.fromkeys(node.outputs, self.formats[node.inputs[0]])
             return Step(node, "travel")
+        if node.op == "Add" and self.arithmetic.adds_in_convolution and (step := self._summed(node)) is not None:
+            return step
         if (node.op in FUSES or node.op in self.arithmetic.more) and (step := self._fused(node)) is not None:
             return step
         return Step(node, "float")
@@ -225,6 +203,28 @@ class Plan:
             self._done.add(id(target.quantize))
             self._integers.add(target.result)
         return Step(node, "integer", output, target.result, target.seen_through, limits, bias)
+
+    def _summed(self, add: Node) -> Step | None:
+        """A convolution that adds a residual before it rounds takes the place of the Add; its own step goes."""
+        products = {s.result: s for s in self.steps if s.rule == "to_float" and s.node.op == "Conv"}
+        found = residual_sum(self.graph, add, set(products))
+        if found is None or self._scales(found.quantize) != 1:
+            return None
+        output = self.node_format(found.quantize)
+        known = starts_at_zero(output) and starts_at_zero(self.formats.get(found.residual))
+        if not known or output.bits > self.arithmetic.widest:
+            return None
+        conv = found.convolution
+        self.steps.remove(products[conv.outputs[0]])
+        self._done.update(id(n) for n in (found.relu, found.quantize) if n is not None)
+        result = found.quantize.outputs[0]
+        self._integers.add(result)
+        self.steps.append(Step(conv, "summed", output=output, result=result, residual=found.residual))
+        return Step(add, "absorbed")
+
+    def _exposed(self, quantize: Node) -> bool:
+        readers = self.graph.readers.get(quantize.outputs[0], [])
+        return any(reader.outputs[0] in self.graph.outputs for reader in readers)
 
     def _own_limits(self, node: Node, target: _Target) -> tuple[int, int] | None:
         """The levels that an op and what it absorbed leave, None for formats that its kernel does not take."""

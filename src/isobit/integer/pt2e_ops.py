@@ -327,6 +327,7 @@ _ATEN: Mapping[str, Reader] = {
     "div.Tensor": binary("Div"),
     "dropout.default": same,
     "embedding.default": embedding,
+    "eq.Tensor": binary("Equal"),
     "erf.default": unary("Erf"),
     "expand.default": expand,
     "flatten.using_ints": reshape,

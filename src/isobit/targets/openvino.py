@@ -18,7 +18,7 @@ PROFILE = Profile(
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(adapt_sign=True),
-    placement=replace(GRAPH_2, constant_operands=False, float_readers=False),
+    placement=replace(GRAPH_2, constant_operands=False, float_readers=False, attention_products=True),
     fusions=FUSED_ACTIVATIONS,
     signed_bytes=True,
     arithmetic=FLOAT32_VNNI,

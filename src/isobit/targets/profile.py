@@ -36,6 +36,8 @@ class Placement:
       hands it on from the accumulator.
     - `constant_operands`: what no input of the network reaches, such as position embeddings, is quantized where an
       op adds it; else the engine adds it in float, and the sum is rounded once.
+    - `attention_products`: the two matrix products inside attention are ops of their own, of the kind matmul; else
+      attention is one op.
     """
 
     inputs: frozenset[str]
@@ -46,6 +48,7 @@ class Placement:
     network_output: bool = False
     constant_operands: bool = True
     float_readers: bool = True
+    attention_products: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from isobit.graph.passes.keep_rounding import KeepRounding
 from isobit.graph.passes.merge_bn_into_scales import MergeBatchNormIntoScales
 from isobit.graph.passes.protocol import Pass, PassReport
 from isobit.graph.passes.smooth import SmoothQuant
+from isobit.graph.passes.split_attention import SplitAttention
 from isobit.graph.passes.split_channels import SplitChannels
 
 PASSES: dict[str, type[Pass]] = {
@@ -19,6 +20,7 @@ PASSES: dict[str, type[Pass]] = {
     "keep_rounding": KeepRounding,
     "merge_bn_into_scales": MergeBatchNormIntoScales,
     "smooth": SmoothQuant,
+    "split_attention": SplitAttention,
     "split_channels": SplitChannels,
     "unify_global_pool": UnifyGlobalPool,
 }
@@ -34,6 +36,7 @@ __all__ = [
     "Pass",
     "PassReport",
     "SmoothQuant",
+    "SplitAttention",
     "SplitChannels",
     "UnifyGlobalPool",
 ]
