@@ -198,7 +198,25 @@ class ShortMean:
     """Average: Σ (q - z) · m >> k, half up, + z_y; m of 15 bits is s_x / (s_y · n) · 2^k. Qualcomm's HTP simulator."""
 
 
-Add = FusedRatios | WidenedSum | FixedRatios | NeonRatios | ShortRatios | ThroughFloat | ThroughRequantize
+@dataclass(frozen=True, slots=True)
+class InUnitsOfInput:
+    """Levels in units of an input's scale s: rint(fma(v, k, c)) + low, with low' = float32((low - z_y) · s_y) / s.
+
+    k = (high - low) / (high' - low') and c = -low' · (high - low) / (high' - low') - z · k in float32, z a zero point
+    that v still has. Add: v = (q_a - z_a) · (s_a / s_b) + (q_b - z_b), s = s_b. Global average: v = Σ q / n. OpenVINO.
+    """
+
+
+Add = (
+    FusedRatios
+    | WidenedSum
+    | FixedRatios
+    | NeonRatios
+    | ShortRatios
+    | InUnitsOfInput
+    | ThroughFloat
+    | ThroughRequantize
+)
 Rescale = ThroughFloat | ThroughRequantize
 Convert = ThroughFloat | ByteFactor | FixedPoint
 Tables = MlasTables | LiteRtTables
@@ -218,10 +236,9 @@ class Arithmetic:
     `quantize_products` is the rule of a quantizer that a convolution or a linear layer takes into its own kernel,
     where it is not `quantize`. `convert` is the rule of a QuantizeLinear that reads integers of another format,
     `tables` that of functions of one element; `more` are ops with integer kernels that ONNX Runtime has none for.
-    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two (how
-    the sum is rounded: `isobit.integer.residual`),
-    `widest` up to how many bits it has integer kernels at all, and `wide` how those of more than 8 compute, where that
-    differs.
+    `adds_in_convolution` says that a convolution takes the Add behind it and drops the rounding between the two
+    (`isobit.integer.residual`), `widest` up to how many bits it has integer kernels at all, and `wide` how those of
+    more than 8 compute, where that differs.
     """
 
     requantize: Requantize = FloatMultiplier()
@@ -230,7 +247,7 @@ class Arithmetic:
     add: Add = FusedRatios()
     multiply: FusedOffset | ThroughRequantize = FusedOffset()
     matmul: Requantize | None = None
-    global_average: Rescale | CountInMultiplier | ShiftedSum | ShortMean = ThroughRequantize()
+    global_average: Rescale | CountInMultiplier | ShiftedSum | ShortMean | InUnitsOfInput = ThroughRequantize()
     average: Rescale | RoundedMean | ShortMean = ThroughFloat()
     concat: Rescale = ThroughFloat()
     convert: Convert = ThroughFloat()
@@ -250,6 +267,11 @@ class Arithmetic:
     def of(self, bits: int) -> "Arithmetic":
         """The rules for results of that many bits."""
         return self.wide if self.wide is not None and bits > 8 else self
+
+    def rounds_floats(self, op: str) -> bool:
+        """Whether the engine rounds the float result of an op, of one of ONNX's names, and not its integers."""
+        rule = {"Add": self.add, "GlobalAveragePool": self.global_average}.get(op, self.requantize)
+        return isinstance(self.requantize, ThroughFloat) and isinstance(rule, ThroughFloat)
 
     @property
     def before_vnni(self) -> "Arithmetic":
@@ -355,8 +377,8 @@ OPENVINO = Arithmetic(
     requantize=ThroughFloat(),
     quantize=FusedScale(),
     quantize_products=InverseOfInverse(),
-    add=ThroughFloat(),
-    global_average=ThroughFloat(),
+    add=InUnitsOfInput(),
+    global_average=InUnitsOfInput(),
     multiply=ThroughRequantize(),
     concat=ThroughFloat(),
     clamps=True,
@@ -366,13 +388,13 @@ OPENVINO = Arithmetic(
 )
 """OpenVINO's CPU plugin. Measured against it: no mismatch in 16 million results of convolutions (depthwise too, with
 and without Relu), but for up to 20 in a million with signed results of a few scales; a step in 1 of 10 million where a
-convolution takes a residual in front of a Relu, in 6 to 15 of a million without one, in 20 of a million in an Add of
-two quantized tensors. Padded windows of
-AveragePool with `count_include_pad` are not reproduced."""
+convolution takes a residual in front of a Relu, in 6 to 15 of a million without one. Global averages and Adds of two
+quantized tensors: none, but for a few scales of signed Adds, and Adds with zero points. Padded windows of AveragePool
+with `count_include_pad` are not reproduced."""
 
 NCNN = replace(
     OPENVINO, requantize=ThroughFloat(reciprocals=True), quantize=ReciprocalAway(), quantize_products=None,
-    adds_in_convolution=False, older_pair_bits=None,
+    add=ThroughFloat(), global_average=ThroughFloat(), adds_in_convolution=False, older_pair_bits=None,
 )  # fmt: skip
 """ncnn on x86 with VNNI. Measured: no mismatch in convolutions and inner products. Its depthwise convolutions take an
 approximate reciprocal as their scale, another one on other processors, and are not reproduced."""

@@ -15,6 +15,7 @@ from isobit.core.arithmetic import (
     FloatMultiplier,
     FusedOffset,
     FusedRatios,
+    InUnitsOfInput,
     NeonRatios,
     RoundedMean,
     Shift,
@@ -32,6 +33,7 @@ from isobit.integer.requantize import (
     mantissa_and_exponent,
     multiplier,
     quantize,
+    quantize_in_units,
     requantize,
     scaled,
     shift,
@@ -65,6 +67,9 @@ def add(a: Quantized, b: Quantized, output: Format, arithmetic: Arithmetic) -> T
             return _add_widened(a, b, output, arithmetic, 15)
         case ThroughFloat():
             return quantize(a.floats + b.floats, output)
+        case InUnitsOfInput():
+            ratio = np.float32(a.format.scale) / np.float32(b.format.scale)
+            return quantize_in_units(a.centred * float(ratio) + b.centred, np.float32(b.format.scale), output)
         case WidenedSum(bits=bits):
             return _add_widened(a, b, output, arithmetic, bits if output.bits <= 8 else 15)
         case FixedRatios(bits=bits):
@@ -101,6 +106,9 @@ def global_average(x: Quantized, output: Format, arithmetic: Arithmetic) -> Tens
     if isinstance(arithmetic.global_average, ThroughFloat):
         return quantize(x.floats.mean(axes, keepdim=True), output)
     raw = x.q.sum(axes, keepdim=True, dtype=torch.float64)
+    if isinstance(arithmetic.global_average, InUnitsOfInput):
+        mean = raw.float() / count
+        return quantize_in_units(mean, np.float32(x.format.scale), output, zero_point=x.format.zero_point)
     if isinstance(arithmetic.global_average, ShiftedSum):
         ratio = np.float32(x.format.scale) / np.float32(output.scale) * (np.float32(1) / np.float32(count))
         offset = np.float32(output.zero_point) - np.float32(x.format.zero_point) * np.float32(count) * ratio

@@ -175,7 +175,7 @@ class Plan:
             start, bias = found
         target = self._target(start)
         float_bias = self._float_bias(node)
-        literal = isinstance(self.arithmetic.requantize, ThroughFloat)
+        literal = self.arithmetic.rounds_floats(node.op)
         if not self._inputs_fit(node) or (target is None and float_bias is not None and not literal):
             return None
         if target is None or literal:

@@ -156,6 +156,19 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
     return v.add_(output.zero_point)
 
 
+def quantize_in_units(v: Tensor, unit: np.float32, output: Format, *, zero_point: int = 0) -> Tensor:
+    """Round a float32 that counts steps of `unit` from `zero_point`; see `InUnitsOfInput`."""
+    steps = np.float32(output.high - output.low)
+    low, high = (
+        np.float32(np.float32(np.float32(q - output.zero_point) * output.scale) / unit)
+        for q in (output.low, output.high)
+    )
+    slope = steps / np.float32(high - low)
+    offset = np.float32(-low * steps) / np.float32(high - low) - np.float32(zero_point) * slope
+    rounded = (v.double() * float(slope) + float(offset)).float().round_()
+    return rounded.add_(output.low).clamp_(output.low, output.high)
+
+
 def half_away(v: Tensor) -> Tensor:
     """Rounded to the nearest integer, ties away from zero. Exact for |v| < 2^22, where v + 1/2 has a float32."""
     whole = v.trunc()
