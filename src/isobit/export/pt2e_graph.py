@@ -58,6 +58,7 @@ class Translation:
         self.fx = fx.Graph()
         self.root: dict[str, Tensor] = {}
         self.done: set[int] = set()
+        self.undone: set[int] = set()
         self.places: list[tuple[str, bool, int]] = []
         self._floats: dict[str, fx.Node] = {}
         self._integers: dict[str, tuple[fx.Node, Grid]] = {}
@@ -149,6 +150,13 @@ class Translation:
     def view(self, name: str, of: str) -> None:
         """Let the tensor `name` be the dequantized integers `of`."""
         self._views[name] = of
+
+    def same(self, name: str, of: str) -> None:
+        """Let the tensor `name` be the tensor `of`."""
+        if of in self._views:
+            self._views[name] = self._views[of]
+        else:
+            self._floats[name] = self._floats[of]
 
     def keep(self, name: str, data: np.ndarray) -> fx.Node:
         """A buffer of the program; one for each name."""

@@ -10,7 +10,13 @@ from isobit.integer.model import Node
 
 
 def reshape(t: Translation, node: Node) -> None:
-    """reshape to sizes that are known but for that of the batch; an Expand that spreads nothing is none."""
+    """reshape to sizes that are known but for that of the batch.
+
+    An Expand that spreads nothing is none, nor is a Reshape that a product made needless.
+    """
+    if id(node) in t.undone:
+        t.same(node.outputs[0], node.inputs[0])
+        return
     shape = t.shape(node.outputs[0])
     if shape.count(None) > 1:
         raise UnsupportedError(f"PT2E: {node.name} gives more than one size that depends on the batch")

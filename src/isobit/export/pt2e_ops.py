@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from isobit.core.errors import UnsupportedError
+from isobit.export.linear_layers import KEEPS_SHAPE
 from isobit.export.pt2e_graph import ATEN, DTYPES, Grid, Translation
 from isobit.export.pt2e_moves import (
     cast,
@@ -113,20 +114,25 @@ def product(t: Translation, node: Node) -> None:
             t.done.add(id(adding))
             result, bias = adding.outputs[0], other
     weight = _weight(t, node, turned=not attributes.get("transB"))
-    source, result = _unfolded(t, node, result)
+    source = _unfolded(t, node, result)
     t.result(node, t.call(ATEN.linear.default, (t.read(source, node), weight, _bias(t, node, bias)), node), of=result)
 
 
-def _unfolded(t: Translation, node: Node, result: str) -> tuple[str, str]:
-    """Input and result of a product without the Reshapes around it that make a matrix of more dimensions."""
+def _unfolded(t: Translation, node: Node, result: str) -> str:
+    """The input of a product before the Reshape that makes a matrix of it; the one that undoes it behind goes too.
+
+    What stands between the product and that one does the same to each value.
+    """
     before, after = t.graph.producers.get(node.inputs[0]), t.graph.only_reader(result)
+    while after is not None and after.op in KEEPS_SHAPE:
+        after = t.graph.only_reader(after.outputs[0])
     if before is None or after is None or not before.op == after.op == "Reshape":
-        return node.inputs[0], result
+        return node.inputs[0]
     outer, inner = t.shape(before.inputs[0]), t.shape(node.inputs[0])
     if outer[-1] != inner[-1] or t.shape(after.outputs[0])[:-1] != outer[:-1]:
-        return node.inputs[0], result
-    t.done.add(id(after))
-    return before.inputs[0], after.outputs[0]
+        return node.inputs[0]
+    t.undone.add(id(after))
+    return before.inputs[0]
 
 
 def relu(t: Translation, node: Node) -> None:

@@ -124,7 +124,9 @@ class Reference:
                 assert step.output is not None
                 residual = self._value(step.residual, env)
                 assert isinstance(residual, Quantized)
-                q = kernels.conv_with_residual(node, self._operands(step, env), residual, step.output, self.arithmetic)
+                q = kernels.conv_with_residual(
+                    node, self._operands(step, env), residual, step.output, self.arithmetic, between=step.between
+                )
                 return {step.result: Integers(q, step.output.low, step.output.high)}
             case "travel":
                 x = self._value(node.inputs[0], env)

@@ -123,14 +123,20 @@ def product_to_float(node: Node, operands: Operands, arithmetic: Arithmetic) -> 
 
 
 def conv_with_residual(
-    node: Node, operands: Operands, residual: Quantized, output: Format, arithmetic: Arithmetic
+    node: Node,
+    operands: Operands,
+    residual: Quantized,
+    output: Format,
+    arithmetic: Arithmetic,
+    *,
+    between: Format | None = None,
 ) -> Tensor:
     """A convolution that adds the integers of another tensor before it rounds; see `residual.add_residual`."""
     x, w = _activation(operands[0]), _weight(operands[1])
     acc = _convolve(node, x, w, None, bits=arithmetic.accumulator_bits)
     scale = _by_channel(w.scale.astype(np.float32) * x.format.scale, w)
     bias = _by_channel(_weight(operands[2]).floats, w) if len(operands) > 2 else None
-    return add_residual(acc, scale, bias, residual, output)
+    return add_residual(acc, scale, bias, residual, output, between)
 
 
 def _rescaled(acc: Tensor, x_scale: np.float32, w_scale: Tensor, arithmetic: Arithmetic) -> Tensor:

@@ -13,7 +13,7 @@ from isobit.core.arithmetic import Arithmetic, FloatMultiplier, HalfAway, Throug
 from isobit.core.errors import UnsupportedError
 from isobit.integer.low_bit import dequantized_blocks, rounded_weight
 from isobit.integer.model import Graph, Node, described_by
-from isobit.integer.residual import residual_sum, starts_at_zero
+from isobit.integer.residual import is_known, residual_sum
 from isobit.integer.step import Step
 from isobit.integer.values import Constant, Format
 
@@ -208,18 +208,17 @@ class Plan:
         """A convolution that adds a residual before it rounds takes the place of the Add; its own step goes."""
         products = {s.result: s for s in self.steps if s.rule == "to_float" and s.node.op == "Conv"}
         found = residual_sum(self.graph, add, set(products))
-        if found is None or self._scales(found.quantize) != 1:
+        if found is None or any(self._scales(n) != 1 for n in (*found.between[:1], found.behind[-1])):
             return None
-        output = self.node_format(found.quantize)
-        known = starts_at_zero(output) and starts_at_zero(self.formats.get(found.residual))
-        if not known or output.bits > self.arithmetic.widest:
+        output = self.node_format(found.behind[-1])
+        between = self.node_format(found.between[0]) if found.between else None
+        if not is_known(self.formats.get(found.residual), output, between):
             return None
-        conv = found.convolution
-        self.steps.remove(products[conv.outputs[0]])
-        self._done.update(id(n) for n in (found.relu, found.quantize) if n is not None)
-        result = found.quantize.outputs[0]
+        gone, result = (found.convolution, *found.between), found.behind[-1].outputs[0]
+        self.steps = [s for s in self.steps if not any(s.node is n for n in gone)]
+        self._done.update(id(n) for n in found.behind)
         self._integers.add(result)
-        self.steps.append(Step(conv, "summed", output=output, result=result, residual=found.residual))
+        self.steps.append(Step(found.convolution, "summed", output, result, residual=found.residual, between=between))
         return Step(add, "absorbed")
 
     def _exposed(self, quantize: Node) -> bool:

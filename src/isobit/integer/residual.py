@@ -1,6 +1,7 @@
 """Sums inside a convolution: OpenVINO adds a residual's bytes to the accumulator, in units of the residual's scale.
 
-Measured on OpenVINO 2026.4 for a residual and a result that start at level 0 (behind a ReLU).
+Signed bytes are unsigned there, 128 higher. Where the file rounds the convolution's own result first, OpenVINO clips it
+and does not round. Measured on OpenVINO 2026.4.
 """
 
 from dataclasses import dataclass
@@ -10,49 +11,93 @@ import numpy as np
 from torch import Tensor
 
 from isobit.integer.model import Graph, Node
+from isobit.integer.requantize import quantize_in_units
 from isobit.integer.values import Format, Quantized
 
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class ResidualSum:
-    """quantize(convolution + residual): the convolution's node, the other operand of `add`, and who rounds the sum."""
+    """quantize(relu(convolution + residual)). `between` are the quantizer of the convolution alone and what undoes it.
+
+    `behind` are the ReLU, where there is one, and at last who rounds the sum.
+    """
 
     convolution: Node
-    add: Node
     residual: str
-    relu: Node | None
-    quantize: Node
+    between: tuple[Node, ...]
+    behind: tuple[Node, ...]
 
 
 def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | None:
-    """The sum that an Add of a convolution's float result, one of `products`, is part of; None where it is none."""
-    mine = next((n for n in add.inputs if n in products and graph.only_reader(n) is add), None)
-    reader = graph.only_reader(add.outputs[0])
-    relu = reader if reader is not None and reader.op == "Relu" else None
-    if relu is not None:
-        reader = graph.only_reader(relu.outputs[0])
-    if mine is None or add.inputs[0] == add.inputs[1] or reader is None or reader.op != "QuantizeLinear":
-        return None
-    (residual,) = (n for n in add.inputs if n != mine)
-    return ResidualSum(graph.producers[mine], add, residual, relu, reader)
+    """The sum that an Add of a convolution's float result, one of `products`, is part of; None where it is none.
 
-
-def starts_at_zero(format_: Format | None) -> bool:
-    """Whether 0 is the lowest of the levels, and the integer 0 stands for it: the formats whose rule is known."""
-    return format_ is not None and format_.zero_point == format_.low == 0
-
-
-def add_residual(acc: Tensor, scale: Tensor, bias: Tensor | None, residual: Quantized, output: Format) -> Tensor:
-    """rint(max(fma(acc, d, (b / s) · d) + q_r, 0) · 1 / (1 / k)) with d = s · (1 / s_r), k = 255 / (255 s_y / s_r).
-
-    `scale` is s = s_x · s_w, by channel, float32, and so is the bias; both broadcast against `acc`, exact integers.
+    Where both operands could be that, it is the first.
     """
+    reader = graph.only_reader(add.outputs[0])
+    behind = (reader,) if reader is not None and reader.op == "Relu" else ()
+    if behind:
+        reader = graph.only_reader(behind[0].outputs[0])
+    if reader is None or reader.op != "QuantizeLinear" or add.inputs[0] == add.inputs[1]:
+        return None
+    for mine, residual in (add.inputs, add.inputs[::-1]):
+        between = _between(graph, mine, add)
+        product = between[0].inputs[0] if between else mine
+        if product in products and graph.only_reader(product) is (between[0] if between else add):
+            return ResidualSum(graph.producers[product], residual, between, (*behind, reader))
+    return None
+
+
+def _between(graph: Graph, tensor: str, add: Node) -> tuple[Node, ...]:
+    """QuantizeLinear and DequantizeLinear in front of an operand that nothing else reads; empty where they are not."""
+    dequantize = graph.producers.get(tensor)
+    quantize = graph.producers.get(dequantize.inputs[0]) if dequantize is not None else None
+    if dequantize is None or quantize is None or (quantize.op, dequantize.op) != ("QuantizeLinear", "DequantizeLinear"):
+        return ()
+    alone = graph.only_reader(tensor) is add and graph.only_reader(dequantize.inputs[0]) is dequantize
+    return (quantize, dequantize) if alone else ()
+
+
+def is_known(residual: Format | None, output: Format, between: Format | None) -> bool:
+    """Whether OpenVINO's rule for a sum of these formats is known."""
+    if residual is None or max(residual.bits, output.bits) > 8:
+        return False
+    if between is not None:
+        return not (residual.signed or output.signed or between.signed)
+    return all(f.zero_point == 0 for f in (residual, output))
+
+
+def add_residual(
+    acc: Tensor, scale: Tensor, bias: Tensor | None, residual: Quantized, output: Format, between: Format | None = None
+) -> Tensor:
+    """The integers of y = acc · s + b + (q - z) · s_r, with s = s_x · s_w by channel, all steps in float32.
+
+    In units of s_r, v = fma(acc, d, (b / s) · d) + q with d = s · (1 / s_r) where z is 0; else, with u = acc · s + b,
+    v = (u - z · s_r) · (1 / s_r) + q. With a format between, v = fma(clip(u), K, -z) + q with
+    K = (levels / width) · (s_1 / s_r). `acc` are exact integers, which `scale` and `bias` broadcast against.
+    """
+    unit = np.float32(residual.format.scale)
+    q, zero = residual.q - residual.format.low, residual.format.zero_point - residual.format.low
+    inverse = float(np.float32(1) / unit)
+    if zero == 0 and between is None:
+        d = scale * inverse
+        exact = acc.double() * d.double()
+        return _rounded((exact if bias is None else exact + ((bias / scale) * d).double()).float() + q, unit, output)
+    v = acc.float() * scale
+    v = v if bias is None else v + bias
+    if between is None:
+        return _rounded((v - float(np.float32(zero) * unit)) * inverse + q, unit, output)
+    low, high = (np.float32(np.float32(n - between.zero_point) * between.scale) for n in (between.low, between.high))
+    slope = np.float32(between.high - between.low) / np.float32(high - low) * np.float32(between.scale / unit)
+    v = (v.clamp_(float(low), float(high)).double() * float(slope) - zero).float()
+    return _rounded(v + q, unit, output)
+
+
+def _rounded(v: Tensor, unit: np.float32, output: Format) -> Tensor:
+    """A sum in units of the residual's scale on the levels of the output: one product where 0 stands for 0."""
+    if output.zero_point != 0:
+        return quantize_in_units(v, unit, output)
     one, steps = np.float32(1), np.float32(output.high - output.low)
-    d = scale * float(one / residual.format.scale)
-    v = acc.double() * d.double()
-    if bias is not None:
-        v += ((bias / scale) * d).double()
-    v = v.float() + residual.q
-    k = steps / np.float32(np.float32(steps * output.scale) / residual.format.scale)
-    return (v.clamp_(min=0) * float(one / (one / k))).round_().clamp_(output.low, output.high)
+    low, high = (np.float32(np.float32(np.float32(n) * output.scale) / unit) for n in (output.low, output.high))
+    k = steps / np.float32(high - low)
+    return (v * float(one / (one / k))).round_().clamp_(output.low, output.high)

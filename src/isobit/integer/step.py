@@ -21,7 +21,8 @@ class Step:
     - `integer`: a fused op; writes integers in `output` to the tensor `result`: what QuantizeLinear writes, or,
       where that was carried back, its dequantized view. `limits` are the levels that absorbed activations allow
     - `to_float`: integers are multiplied and the sum is dequantized, without rounding to a grid; `summed`: the tensor
-      `residual` is added to it and the sum is rounded, all in one kernel, which the Add is `absorbed` by
+      `residual` is added to it and the sum is rounded, all in one kernel, which the Add is `absorbed` by. `between` is
+      the format of the sum of products alone, where the file rounds that too
     - `travel`: moves integers that keep their format; `integers`: an op on the integers themselves (Clip)
     - `looked_up`: integers are indices into a table of integers
     - `float`: all else
@@ -35,5 +36,6 @@ class Step:
     limits: tuple[int, int] = (0, 0)
     bias: str = ""
     residual: str = ""
+    between: Format | None = None
     behind_product: bool = False
     exposed: bool = False
