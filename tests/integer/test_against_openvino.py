@@ -56,6 +56,28 @@ def residual(g: QdqGraph) -> None:
     g.output(g.qdq(g.node("Relu", [g.node("Add", [g.conv(a, 16, 16), g.crop(a)])]), zero_point=0, scale=0.2))
 
 
+def residual_behind_a_quantizer(g: QdqGraph) -> None:
+    """The branch is rounded by the file, and only clipped by OpenVINO."""
+    x = g.qdq(g.input("batch", 3, 32, 32))
+    a = g.qdq(g.node("Relu", [g.conv(x, 3, 16, pads=[1] * 4)]), zero_point=0, scale=0.06)
+    b = g.qdq(g.conv(a, 16, 16), scale=0.4, zero_point=120)
+    g.output(g.qdq(g.node("Relu", [g.node("Add", [b, g.crop(a)])]), zero_point=0, scale=0.2))
+
+
+def residual_with_zero_points(g: QdqGraph) -> None:
+    x = g.qdq(g.input("batch", 3, 32, 32))
+    a = g.qdq(g.conv(x, 3, 16, pads=[1] * 4), zero_point=131, scale=0.06)
+    b = g.qdq(g.conv(a, 16, 16), scale=0.4, zero_point=120)
+    g.output(g.qdq(g.node("Add", [b, g.crop(a)]), zero_point=127, scale=0.42))
+
+
+def signed_residual(g: QdqGraph) -> None:
+    g.dtype, g.fixed_zero_point = np.int8, 0
+    x = g.qdq(g.input("batch", 3, 32, 32))
+    a = g.qdq(g.conv(x, 3, 16, pads=[1] * 4), scale=0.06)
+    g.output(g.qdq(g.node("Add", [g.conv(a, 16, 16), g.crop(a)]), scale=0.09))
+
+
 def add(g: QdqGraph) -> None:
     a, b = g.qdq(g.input("batch", 64, 64)), g.qdq(g.input("batch", 64, 64, name="y"))
     g.output(g.qdq(g.node("Add", [a, b])))
@@ -84,6 +106,9 @@ ALLOWED = {
     conv: 0.0,
     gemm: 0.0,
     residual: 1e-6,
+    residual_behind_a_quantizer: 1e-6,
+    residual_with_zero_points: 1e-5,
+    signed_residual: 5e-5,
     add: 1e-4,
     add_where_results_are_near_the_middle: 0.0,
     global_average: 0.0,

@@ -70,23 +70,17 @@ def is_known(residual: Format | None, output: Format, between: Format | None) ->
 def add_residual(
     acc: Tensor, scale: Tensor, bias: Tensor | None, residual: Quantized, output: Format, between: Format | None = None
 ) -> Tensor:
-    """The integers of y = acc · s + b + (q - z) · s_r, with s = s_x · s_w by channel, all steps in float32.
+    """The integers of y = u + (q - z) · s_r, u = acc · s + b and s = s_x · s_w by channel, all steps in float32.
 
-    In units of s_r, v = fma(acc, d, (b / s) · d) + q with d = s · (1 / s_r) where z is 0; else, with u = acc · s + b,
-    v = (u - z · s_r) · (1 / s_r) + q. With a format between, v = fma(clip(u), K, -z) + q with
+    In units of s_r, v = (u - z · s_r) · (1 / s_r) + q; with a format between, v = fma(clip(u), K, -z) + q with
     K = (levels / width) · (s_1 / s_r). `acc` are exact integers, which `scale` and `bias` broadcast against.
     """
     unit = np.float32(residual.format.scale)
     q, zero = residual.q - residual.format.low, residual.format.zero_point - residual.format.low
-    inverse = float(np.float32(1) / unit)
-    if zero == 0 and between is None:
-        d = scale * inverse
-        exact = acc.double() * d.double()
-        return _rounded((exact if bias is None else exact + ((bias / scale) * d).double()).float() + q, unit, output)
     v = acc.float() * scale
     v = v if bias is None else v + bias
     if between is None:
-        return _rounded((v - float(np.float32(zero) * unit)) * inverse + q, unit, output)
+        return _rounded((v - float(zero * unit)) * float(np.float32(1) / unit) + q, unit, output)
     low, high = (np.float32(np.float32(n - between.zero_point) * between.scale) for n in (between.low, between.high))
     slope = np.float32(between.high - between.low) / np.float32(high - low) * np.float32(between.scale / unit)
     v = (v.clamp_(float(low), float(high)).double() * float(slope) - zero).float()
