@@ -13,8 +13,8 @@ PROFILE = Profile(
     source=(
         "measured on OpenVINO 2026.4: a convolution fuses the add that follows and drops the rounding of a "
         "quantizer between the two; a zero point costs time, and signed bytes do not (tools/bench_latency.py); it "
-        "refuses a file in which a quantized constant is added to an embedding; rounding what attention and GELU "
-        "read costs time"
+        "refuses a file in which a quantized constant is added to an embedding; rounding what softmax and GELU "
+        "read costs time, and so do products inside attention in float"
     ),
     weight=Scheme(granularity=PerChannel(0), narrow=True),
     activation=Scheme(adapt_sign=True),
