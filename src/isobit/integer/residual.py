@@ -32,7 +32,7 @@ class ResidualSum:
 def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | None:
     """The sum that an Add of a convolution's float result, one of `products`, is part of; None where it is none.
 
-    Where both operands could be that, it is the first.
+    Where both operands could be that, it is the first. A convolution that reads the residual itself stays alone.
     """
     reader = graph.only_reader(add.outputs[0])
     behind = (reader,) if reader is not None and reader.op == "Relu" else ()
@@ -43,8 +43,11 @@ def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | N
     for mine, residual in (add.inputs, add.inputs[::-1]):
         between = _between(graph, mine, add)
         product = between[0].inputs[0] if between else mine
-        if product in products and graph.only_reader(product) is (between[0] if between else add):
-            return ResidualSum(graph.producers[product], residual, between, (*behind, reader))
+        if product not in products or graph.only_reader(product) is not (between[0] if between else add):
+            continue
+        convolution = graph.producers[product]
+        if convolution.inputs[0] != residual:
+            return ResidualSum(convolution, residual, between, (*behind, reader))
     return None
 
 
