@@ -56,6 +56,12 @@ def residual(g: QdqGraph) -> None:
     g.output(g.qdq(g.node("Relu", [g.node("Add", [g.conv(a, 16, 16), g.crop(a)])]), zero_point=0, scale=0.2))
 
 
+def residual_of_the_own_input(g: QdqGraph) -> None:
+    x = g.qdq(g.input("batch", 3, 32, 32))
+    a = g.qdq(g.node("Relu", [g.conv(x, 3, 16, pads=[1] * 4)]), zero_point=0, scale=0.06)
+    g.output(g.qdq(g.node("Relu", [g.node("Add", [g.conv(a, 16, 16, pads=[1] * 4), a])]), zero_point=0, scale=0.2))
+
+
 def residual_behind_a_quantizer(g: QdqGraph) -> None:
     """The branch is rounded by the file, and only clipped by OpenVINO."""
     x = g.qdq(g.input("batch", 3, 32, 32))
@@ -105,7 +111,8 @@ ALLOWED = {
     depthwise_relu: 0.0,
     conv: 0.0,
     gemm: 0.0,
-    residual: 1e-6,
+    residual: 0.0,
+    residual_of_the_own_input: 0.0,
     residual_behind_a_quantizer: 1e-6,
     residual_with_zero_points: 1e-5,
     signed_residual: 5e-5,

@@ -32,7 +32,8 @@ class ResidualSum:
 def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | None:
     """The sum that an Add of a convolution's float result, one of `products`, is part of; None where it is none.
 
-    Where both operands could be that, it is the first. A convolution that reads the residual itself stays alone.
+    Where both operands could be that, it is the first. A convolution that is rounded and reads the residual itself
+    stays alone.
     """
     reader = graph.only_reader(add.outputs[0])
     behind = (reader,) if reader is not None and reader.op == "Relu" else ()
@@ -46,7 +47,7 @@ def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | N
         if product not in products or graph.only_reader(product) is not (between[0] if between else add):
             continue
         convolution = graph.producers[product]
-        if convolution.inputs[0] != residual:
+        if not between or convolution.inputs[0] != residual:
             return ResidualSum(convolution, residual, between, (*behind, reader))
     return None
 
