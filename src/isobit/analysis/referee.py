@@ -15,6 +15,7 @@ from isobit.engines.base import COMPUTES
 from isobit.integer import overflow_risks
 from isobit.integer.model import Graph, Node, described_by
 from isobit.integer.plan import FUSES, TRAVELS, Plan
+from isobit.integer.residual import rounded_alone
 
 Reason = tuple[str, str]
 """A problem and its remedy."""
@@ -231,16 +232,9 @@ class _Findings:
     def _adds_rounded_convolution(self, node: Node) -> bool:
         """Whether an Add is the only reader of a convolution's rounded result; one that itself reads the residual stays
         alone (measured on OpenVINO 2026.4)."""
-        for name in node.inputs:
-            dequantize = self.graph.producers.get(name)
-            quantize = self.graph.producers.get(dequantize.inputs[0]) if dequantize is not None else None
-            if dequantize is None or quantize is None or quantize.op != "QuantizeLinear":
-                continue
-            conv = self.graph.producers.get(quantize.inputs[0])
-            alone = self.graph.only_reader(name) is not None and self.graph.only_reader(quantize.outputs[0]) is not None
-            if conv is not None and conv.op == "Conv" and alone and conv.inputs[0] not in node.inputs:
-                return True
-        return False
+        rounded = [found for name in node.inputs if (found := rounded_alone(self.graph, name, node))]
+        makers = [self.graph.producers.get(quantize.inputs[0]) for quantize, _ in rounded]
+        return any(m is not None and m.op == "Conv" and m.inputs[0] not in node.inputs for m in makers)
 
     def _scales_behind(self, name: str) -> int:
         node = self.graph.producers.get(name)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import fx
 
-_KEY = "isobit_name"
+KEY = "isobit_name"
+"""Where a node keeps a name that was fixed."""
 
 
 def names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -15,7 +16,7 @@ def names(graph: fx.Graph) -> dict[fx.Node, str]:
     of the module whose forward calls it and the function's name, as in "layer1.0.add". A node that `name_nodes`
     named keeps that name, whatever was inserted or erased since.
     """
-    given = {n: n.meta[_KEY] for n in graph.nodes if _KEY in n.meta}
+    given = {n: n.meta[KEY] for n in graph.nodes if KEY in n.meta}
     kept: dict[str, fx.Node] = {}
     for node, name in given.items():
         kept.setdefault(name, node)
@@ -33,14 +34,14 @@ def names(graph: fx.Graph) -> dict[fx.Node, str]:
 def name_nodes(graph: fx.Graph) -> None:
     """Fix the names of the nodes as they are now."""
     for node in graph.nodes:
-        node.meta.pop(_KEY, None)
+        node.meta.pop(KEY, None)
     for node, name in names(graph).items():
-        node.meta[_KEY] = name
+        node.meta[KEY] = name
 
 
 def display_name(node: fx.Node) -> str:
     """The name of one node, as `names` gives it."""
-    fixed: str | None = node.meta.get(_KEY)
+    fixed: str | None = node.meta.get(KEY)
     return fixed if fixed is not None else names(node.graph)[node]
 
 

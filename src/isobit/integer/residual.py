@@ -42,7 +42,7 @@ def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | N
     if reader is None or reader.op != "QuantizeLinear" or add.inputs[0] == add.inputs[1]:
         return None
     for mine, residual in (add.inputs, add.inputs[::-1]):
-        between = _between(graph, mine, add)
+        between = rounded_alone(graph, mine, add)
         product = between[0].inputs[0] if between else mine
         if product not in products or graph.only_reader(product) is not (between[0] if between else add):
             continue
@@ -52,7 +52,7 @@ def residual_sum(graph: Graph, add: Node, products: set[str]) -> ResidualSum | N
     return None
 
 
-def _between(graph: Graph, tensor: str, add: Node) -> tuple[Node, ...]:
+def rounded_alone(graph: Graph, tensor: str, add: Node) -> tuple[Node, ...]:
     """QuantizeLinear and DequantizeLinear in front of an operand that nothing else reads; empty where they are not."""
     dequantize = graph.producers.get(tensor)
     quantize = graph.producers.get(dequantize.inputs[0]) if dequantize is not None else None

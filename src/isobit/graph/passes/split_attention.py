@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from isobit.graph.attention import Attention, AttentionWeights
 from isobit.graph.functional import add_child
-from isobit.graph.names import display_name
+from isobit.graph.names import KEY, display_name
 from isobit.graph.passes.protocol import PassReport
 
 ATEN = torch.ops.aten
@@ -95,4 +95,4 @@ def _add(model: fx.GraphModule, like: fx.Node, owner: str, name: str, module: nn
 
 def _meta(like: fx.Node) -> dict[str, Any]:
     """Where a node comes from, less the name that it alone has."""
-    return {key: value for key, value in like.meta.items() if key not in ("val", "isobit_name")}
+    return {key: value for key, value in like.meta.items() if key not in ("val", KEY)}
