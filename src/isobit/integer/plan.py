@@ -215,7 +215,7 @@ class Plan:
         if not is_known(self.formats.get(found.residual), output, between):
             return None
         gone, result = (found.convolution, *found.between), found.behind[-1].outputs[0]
-        self.steps = [s for s in self.steps if not any(s.node is n for n in gone)]
+        self.steps[:] = [s for s in self.steps if not any(s.node is n for n in gone)]  # the caller appends to it
         self._done.update(id(n) for n in found.behind)
         self._integers.add(result)
         self.steps.append(Step(found.convolution, "summed", output, result, residual=found.residual, between=between))
