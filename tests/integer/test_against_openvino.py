@@ -12,6 +12,7 @@ from isobit.core.arithmetic import OPENVINO
 from isobit.engines import OpenVino
 from isobit.engines.instruction_set import saturates_pairs
 from isobit.integer import run_reference
+from isobit.integer.interpreter import Reference
 
 pytestmark = [
     pytest.mark.skipif(bool(OpenVino().missing()), reason=OpenVino().missing() or "installed"),
@@ -136,3 +137,14 @@ def test_share_of_results_that_differ(case: Callable[[QdqGraph], None], tmp_path
         assert reference.exact and steps.max() <= 1
         differ, total = differ + int(np.count_nonzero(steps)), total + steps.size
     assert differ <= ALLOWED[case] * total
+
+
+@pytest.mark.parametrize("case", [residual, residual_behind_a_quantizer], ids=lambda case: case.__name__)
+def test_a_sum_is_one_step_and_the_add_stays_in_the_plan(case: Callable[[QdqGraph], None], tmp_path: Path) -> None:
+    g = QdqGraph(0)
+    case(g)
+    plan = Reference(g.save(tmp_path / "net.onnx"), OPENVINO).plan
+    (add,) = (s for s in plan.steps if s.node.op == "Add")
+    (summed,) = (s for s in plan.steps if s.rule == "summed")
+    assert (add.rule, summed.node.op, plan.steps.index(summed) + 1) == ("absorbed", "Conv", plan.steps.index(add))
+    assert len({id(s.node) for s in plan.steps}) == len(plan.steps)

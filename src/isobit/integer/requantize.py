@@ -156,8 +156,13 @@ def quantize(x: Tensor, output: Format, rule: Quantize = _DIVISION) -> Tensor:
     return v.add_(output.zero_point)
 
 
-def quantize_in_units(v: Tensor, unit: np.float32, output: Format, *, zero_point: int = 0) -> Tensor:
-    """Round a float32 that counts steps of `unit` from `zero_point`; see `InUnitsOfInput`."""
+def quantize_in_units(
+    v: Tensor, unit: np.float32, output: Format, *, zero_point: int = 0, product: bool = False
+) -> Tensor:
+    """Round a float32 that counts steps of `unit` from `zero_point`; see `InUnitsOfInput`.
+
+    A `product` of a convolution is rounded as `InverseOfInverse` where no offset is added.
+    """
     steps = np.float32(output.high - output.low)
     low, high = (
         np.float32(np.float32(np.float32(q - output.zero_point) * output.scale) / unit)
@@ -165,6 +170,8 @@ def quantize_in_units(v: Tensor, unit: np.float32, output: Format, *, zero_point
     )
     slope = steps / np.float32(high - low)
     offset = np.float32(-low * steps) / np.float32(high - low) - np.float32(zero_point) * slope
+    if product and output.zero_point == output.low:
+        slope = np.float32(1) / (np.float32(1) / slope)
     rounded = (v.double() * float(slope) + float(offset)).float().round_()
     return rounded.add_(output.low).clamp_(output.low, output.high)
 

@@ -84,18 +84,9 @@ def add_residual(
     v = acc.float() * scale
     v = v if bias is None else v + bias
     if between is None:
-        return _rounded((v - float(zero * unit)) * float(np.float32(1) / unit) + q, unit, output)
+        v = (v - float(zero * unit)) * float(np.float32(1) / unit) + q
+        return quantize_in_units(v, unit, output, product=True)
     low, high = (np.float32(np.float32(n - between.zero_point) * between.scale) for n in (between.low, between.high))
     slope = np.float32(between.high - between.low) / np.float32(high - low) * np.float32(between.scale / unit)
     v = (v.clamp_(float(low), float(high)).double() * float(slope) - zero).float()
-    return _rounded(v + q, unit, output)
-
-
-def _rounded(v: Tensor, unit: np.float32, output: Format) -> Tensor:
-    """A sum in units of the residual's scale on the levels of the output: one product where 0 stands for 0."""
-    if output.zero_point != 0:
-        return quantize_in_units(v, unit, output)
-    one, steps = np.float32(1), np.float32(output.high - output.low)
-    low, high = (np.float32(np.float32(np.float32(n) * output.scale) / unit) for n in (output.low, output.high))
-    k = steps / np.float32(high - low)
-    return (v * float(one / (one / k))).round_().clamp_(output.low, output.high)
+    return quantize_in_units(v + q, unit, output, product=True)
